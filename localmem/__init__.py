@@ -1,0 +1,29 @@
+"""Long-term memory for AI agents in one SQLite file that never leaves the machine."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+__version__ = "0.1.0"
+
+if TYPE_CHECKING:
+    from localmem.aio import AsyncMemory
+    from localmem.config import Limits
+    from localmem.memory import BoundMemory, Memory
+
+__all__ = ["AsyncMemory", "BoundMemory", "Limits", "Memory", "__version__"]
+
+_HOMES = {
+    "AsyncMemory": "localmem.aio",
+    "BoundMemory": "localmem.memory",
+    "Limits": "localmem.config",
+    "Memory": "localmem.memory",
+}
+
+
+def __getattr__(name: str) -> object:  # PEP 562: the import of localmem alone stays light
+    if name not in _HOMES:
+        raise AttributeError(f"module 'localmem' has no attribute {name!r}")
+    from importlib import import_module
+
+    return getattr(import_module(_HOMES[name]), name)

@@ -1,0 +1,92 @@
+"""Paths, limits with their units, and the environment, read in this one place."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from pathlib import Path
+
+from localmem.errors import InvalidInputError
+
+DURABILITIES = ("power", "process")  # synchronous=FULL / NORMAL, DESIGN section 2
+STORE_NAME = "localmem.db"
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """Bounds of one Memory. Pass ``Memory(limits=Limits(message_bytes_max=…))`` to move one."""
+
+    message_bytes_max: int = 1_000_000  # one message, UTF-8
+    messages_max: int = 1_000  # in one add
+    memory_bytes_max: int = 20_000  # the text of one memory stored by hand or with infer=False
+    metadata_bytes_max: int = 65_536  # JSON of one memory
+    id_bytes_max: int = 256  # user_id, agent_id, run_id
+    query_chars_max: int = 100_000  # longer queries are refused; the embedder reads the first 256 tokens
+    filter_nodes_max: int = 200
+    result_limit_max: int = 10_000
+    lock_wait_s: float = 30.0  # how long a write waits for other processes
+    reconcile_rounds_max: int = 5  # snapshot again when the owner moved; then ConflictError
+    neighbours_per_fact: int = 8  # shown to the decision
+    facts_per_episode_max: int = 40
+    context_tokens: int = 200  # extraction: composed summary and last messages together
+    context_messages_max: int = 10
+    assistant_context_tokens: int = 60  # an assistant turn is cut to this in the context
+    part_tokens_max: int = 700  # a longer message is read by the generator in parts
+    reply_tokens_max: int = 256  # one extraction reply
+
+    def __post_init__(self) -> None:
+        for field in fields(self):
+            value = getattr(self, field.name)
+            numbers = (int, float) if field.name == "lock_wait_s" else (int,)
+            if isinstance(value, bool) or not isinstance(value, numbers) or not 0 < value <= 2**40:
+                kind = "number of seconds" if field.name == "lock_wait_s" else "whole number"
+                raise InvalidInputError(f"Limits.{field.name} must be a positive {kind}, not {value!r:.40}")
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """What the environment says. ``LOCALMEM_HOME`` overrides every path outside the project."""
+
+    home: Path
+    cache: Path
+    generator: str | None
+    generator_threads: int | None
+
+    @property
+    def store(self) -> Path:
+        return self.home / STORE_NAME
+
+    @property
+    def models(self) -> Path:
+        return self.home / "models"
+
+
+def settings(environ: Mapping[str, str] | None = None) -> Settings:
+    """Read LOCALMEM_HOME, LOCALMEM_GENERATOR and LOCALMEM_THREADS.
+
+    Raises InvalidInputError for a LOCALMEM_THREADS that is no positive whole number.
+    """
+    env = os.environ if environ is None else environ
+    home = env.get("LOCALMEM_HOME")
+    if home:
+        data = cache = Path(home).expanduser()
+    else:
+        import platformdirs
+
+        data = Path(platformdirs.user_data_dir("localmem", appauthor=False))
+        cache = Path(platformdirs.user_cache_dir("localmem", appauthor=False))
+    return Settings(
+        home=data,
+        cache=cache,
+        generator=env.get("LOCALMEM_GENERATOR") or None,
+        generator_threads=_threads(env.get("LOCALMEM_THREADS")),
+    )
+
+
+def _threads(text: str | None) -> int | None:
+    if not text:
+        return None
+    if not text.isdigit() or int(text) < 1:
+        raise InvalidInputError(f"LOCALMEM_THREADS must be a whole number of at least 1, not {text!r}")
+    return int(text)

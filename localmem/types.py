@@ -1,0 +1,266 @@
+"""The words of localmem as frozen dataclasses and protocols. No behaviour beyond their own meaning."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, runtime_checkable
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    Vectors: TypeAlias = NDArray[np.float32]  # shape (n, dim), unit rows
+    Vector: TypeAlias = NDArray[np.float32]  # shape (dim,), unit length
+
+Instant: TypeAlias = int  # microseconds since 1970-01-01T00:00:00Z
+MemoryId: TypeAlias = str  # UUIDv7, lower case, with hyphens
+EpisodeId: TypeAlias = str  # UUIDv7, lower case, with hyphens
+JSON: TypeAlias = Any
+
+FOREVER: Instant = 2**62  # stands for "no end" in an integer time column
+
+
+class Op(StrEnum):
+    """What reconciling decided about one fact."""
+
+    ADD = "ADD"
+    UPDATE = "UPDATE"
+    DELETE = "DELETE"
+    NOOP = "NOOP"
+
+
+class Kind(StrEnum):
+    """semantic: true for a while. episodic: dated. procedural: how the assistant should behave."""
+
+    SEMANTIC = "semantic"
+    EPISODIC = "episodic"
+    PROCEDURAL = "procedural"
+
+
+class Actor(StrEnum):
+    """Who a memory is attributed to."""
+
+    USER = "user"
+    ASSISTANT = "assistant"
+    TOOL = "tool"
+    DOCUMENT = "document"
+
+
+class Relation(StrEnum):
+    """How a new fact stands to one neighbour."""
+
+    UNRELATED = "unrelated"
+    COEXISTS = "coexists"
+    SAME = "same"
+    REFINES = "refines"
+    CHANGES = "changes"
+    RETRACTS = "retracts"
+
+
+@dataclass(frozen=True, slots=True)
+class Scope:
+    """Whose memory. At least one id is given; the owner is the first present of user, agent, run."""
+
+    user_id: str | None = None
+    agent_id: str | None = None
+    run_id: str | None = None
+
+    @property
+    def owner(self) -> str:
+        """The owner token, e.g. ``u:alice``: partition key of vectors and of the word index."""
+        if self.user_id is not None:
+            return f"u:{self.user_id}"
+        if self.agent_id is not None:
+            return f"a:{self.agent_id}"
+        return f"r:{self.run_id}"
+
+
+@dataclass(frozen=True, slots=True)
+class Message:
+    """One message of an episode, after masking."""
+
+    role: str  # user, assistant, system, tool, document
+    content: str
+    name: str | None = None  # speaker, where two named people talk
+
+
+@dataclass(frozen=True, slots=True)
+class Span:
+    """Where in an episode a fact's evidence stands: characters [start, end) of one message."""
+
+    message: int  # position within the episode, from 0
+    start: int
+    end: int
+
+
+@dataclass(frozen=True, slots=True)
+class Fact:
+    """Proposed by extraction; not yet decided, not yet stored."""
+
+    text: str
+    quote: str = ""  # exact substring of the message at span, or "" when stated by hand
+    span: Span | None = None
+    kind: Kind = Kind.SEMANTIC
+    actor: Actor = Actor.USER
+    event_at: Instant = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Neighbour:
+    """A stored memory shown to the decision about one fact. ``cosine`` in [-1, 1]."""
+
+    id: MemoryId
+    version: int
+    text: str
+    cosine: float
+    event_at: Instant
+    actor: Actor = Actor.USER
+    agent_id: str | None = None
+    run_id: str | None = None
+    deleted: bool = False  # a tombstone younger than the fact: an older fact must not rise again
+
+
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """Operation and targets chosen for one fact. ``confidence`` in [0, 1]."""
+
+    fact: Fact
+    op: Op
+    targets: tuple[Neighbour, ...] = ()
+    text: str | None = None  # UPDATE only: the complete new wording
+    confidence: float = 1.0
+    contested: tuple[Neighbour, ...] = ()  # ADD in doubt: both sides are marked
+    guards: tuple[str, ...] = ()  # names of the rules that fired
+    probabilities: Mapping[str, float] = field(default_factory=dict)
+    neighbours: tuple[Neighbour, ...] = ()  # as shown
+    unsupported: bool = False  # kept in the decision log only
+    reason: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """What really happened to one memory."""
+
+    event: Op
+    id: MemoryId | None  # None: a NOOP that matched nothing
+    text: str
+    previous: str | None = None
+    version: int | None = None
+    reason: str = ""
+    contested: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class MemoryRecord:
+    """The head of a memory as the file holds it."""
+
+    id: MemoryId
+    scope: Scope
+    text: str
+    version: int
+    kind: Kind
+    actor: Actor
+    metadata: Mapping[str, JSON]
+    created_at: Instant
+    updated_at: Instant
+    valid_from: Instant
+    valid_to: Instant | None
+    expires_at: Instant | None
+    contested_with: tuple[MemoryId, ...] = ()
+    deleted_at: Instant | None = None
+    delete_reason: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class VersionRecord:
+    """One step in the life of a memory: ``event`` is ADD, UPDATE or DELETE."""
+
+    memory_id: MemoryId
+    version: int
+    event: Op
+    text: str
+    previous: str | None
+    valid_from: Instant
+    valid_to: Instant | None
+    recorded_at: Instant
+    superseded_at: Instant | None
+    reason: str
+    actor: Actor
+    evidence: tuple[EvidenceRecord, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class EvidenceRecord:
+    """Where a memory was said."""
+
+    episode_id: EpisodeId
+    message: int
+    start: int
+    end: int
+    quote: str | None  # None when suppressed
+    event_at: Instant
+    kind: str = "support"  # support: the words it came from; confirm: said again later
+
+
+@dataclass(frozen=True, slots=True)
+class Hit:
+    """One search result. ``score`` in [0, 1], larger is better."""
+
+    record: MemoryRecord | None
+    score: float
+    text: str
+    turn: TurnRecord | None = None  # a raw turn, instead of a record
+    superseded: bool = False
+    signals: Mapping[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class TurnRecord:
+    """A message not (only) known through facts. ``state``: pending, extracted."""
+
+    episode_id: EpisodeId
+    position: int
+    role: str
+    name: str | None
+    text: str
+    scope: Scope
+    event_at: Instant
+    state: str
+
+
+@dataclass(frozen=True, slots=True)
+class Prompt:
+    """A chat prompt. The part shared between calls comes first, so that its KV state is reused."""
+
+    name: str  # e.g. "extract"
+    version: str  # sha256 prefix of the prompt file, for the fingerprint
+    turns: tuple[tuple[str, str], ...]  # (role, content); the last is the user's
+
+
+@runtime_checkable
+class Embedder(Protocol):
+    """Text to unit vectors. ``id`` and ``sha256`` are written into the file; another embedder is refused."""
+
+    @property
+    def id(self) -> str: ...
+    @property
+    def dim(self) -> int: ...
+    @property
+    def sha256(self) -> str: ...
+    def embed_passages(self, texts: Sequence[str]) -> Vectors: ...
+    def embed_query(self, text: str) -> Vector: ...
+
+
+@runtime_checkable
+class Generator(Protocol):
+    """A chat model. Calls are serialised inside; raises GeneratorError, never returns a malformed reply."""
+
+    @property
+    def id(self) -> str: ...
+    def fingerprint(self) -> Mapping[str, str]: ...
+    def generate(self, prompt: Prompt, *, grammar: str, tokens_max: int) -> str: ...
+    def score_labels(self, prompt: Prompt, labels: Sequence[str]) -> tuple[float, ...]: ...
+    def count_tokens(self, text: str) -> int: ...
+    def close(self) -> None: ...
