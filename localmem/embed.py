@@ -1,0 +1,224 @@
+"""Text to unit vectors. The only importer of onnxruntime and tokenizers, both loaded at the first text.
+
+A text's vector never depends on the texts beside it: the graph scales each token's activations on their own
+(scripts/build_embedder.py), and a batch holds only texts of equal token count, so there is no padding.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+import warnings
+import weakref
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cache
+from typing import TYPE_CHECKING, Any
+
+from localmem import artifacts
+from localmem.errors import ClosedError, InstallationError, InvalidInputError, InvalidTypeError, ModelFileError
+
+if TYPE_CHECKING:
+    from localmem.types import Vector, Vectors
+
+BATCH_TOKENS = 512  # 256 to 2048 are equally fast on 2 cores; this one adds some 30 MB while it runs
+THREADS_MAX = 4
+_CHARS_FIRST = 4_000  # of a long text: mostly enough to fill the 256 tokens
+_WORD_CHARS_MAX = 100  # tokenizer.json, max_input_chars_per_word: a longer word is one token
+_TALKATIVE = (1, 29)  # onnxruntime from this version on sends telemetry from native code
+
+
+@dataclass(frozen=True, slots=True)
+class _Loaded:
+    session: Any
+    tokenizer: Any
+
+
+class OnnxEmbedder:
+    """all-MiniLM-L6-v2 in int8; reads the first 256 tokens of a text. Thread-safe; loads again in a forked child.
+
+    ``threads``: within one batch; None: the cores this process may use, at most 4.
+    Making one is cheap; it raises ModelNotFoundError or ModelFileError when the model's files are not right.
+    """
+
+    def __init__(self, files: artifacts.EmbedderFiles | None = None, *, threads: int | None = None) -> None:
+        if threads is not None and (isinstance(threads, bool) or not isinstance(threads, int) or threads < 1):
+            raise InvalidInputError(f"threads must be a whole number of at least 1 or None, not {threads!r}")
+        self._files = files or artifacts.embedder_files()
+        self._threads = threads or _cores()
+        self._lock = threading.Lock()
+        self._loaded: _Loaded | None = None
+        self._closed = False
+
+    @property
+    def id(self) -> str:
+        return self._files.entry.name
+
+    @property
+    def dim(self) -> int:
+        return self._files.entry.dim
+
+    @property
+    def sha256(self) -> str:
+        return self._files.entry.model.sha256
+
+    def embed_query(self, text: str) -> Vector:
+        """The unit vector of one text, float32, shape (dim,). Blank text: InvalidInputError."""
+        _check_text(text, "text")
+        vector: Vector = self._vectors([text])[0]
+        return vector
+
+    def embed_passages(self, texts: Sequence[str]) -> Vectors:
+        """One float32 row per text in the order given, shape (len(texts), dim), unit length.
+
+        Blank text: InvalidInputError, naming its position. No texts: shape (0, dim).
+        """
+        if isinstance(texts, str | bytes):
+            raise InvalidTypeError(f"texts must be a sequence of str, not one {type(texts).__name__}")
+        texts = list(texts)
+        for position, text in enumerate(texts):
+            _check_text(text, f"texts[{position}]")
+        return self._vectors(texts)
+
+    def close(self) -> None:
+        """Free the model. Later calls raise ClosedError; closing twice is fine."""
+        with self._lock:
+            self._closed = True
+            self._loaded = None
+
+    def _vectors(self, texts: list[str]) -> Vectors:
+        import numpy as np
+
+        vectors = np.empty((len(texts), self.dim), np.float32)
+        if not texts:
+            return vectors
+        loaded = self._model()
+        tokens = [_token_ids(loaded.tokenizer, text) for text in texts]
+        for batch in _batches([len(ids) for ids in tokens]):
+            rows = np.array([tokens[position] for position in batch], np.int64)
+            vectors[batch] = loaded.session.run(None, {"input_ids": rows})[0]
+        return vectors
+
+    def _model(self) -> _Loaded:
+        loaded = self._loaded
+        if loaded is not None:
+            return loaded
+        with self._lock:
+            if self._closed:
+                raise ClosedError("the embedder was closed; make a new one")
+            if self._loaded is None:
+                _watch_forks()
+                _loaded_here.add(self)
+                self._loaded = self._load()
+            return self._loaded
+
+    def _leave_parent(self) -> None:
+        """In a forked child: load again when needed. The threads of the parent's session are not here, so that
+        running it, and even freeing it, would wait for them forever: it is never freed."""
+        self._lock = threading.Lock()  # a thread of the parent may have held it
+        if self._loaded is not None:
+            import ctypes
+
+            ctypes.pythonapi.Py_IncRef(ctypes.py_object(self._loaded))
+            self._loaded = None
+
+    def _load(self) -> _Loaded:
+        ort = _onnxruntime()
+        from tokenizers import Tokenizer
+
+        self._files.check()
+        options = ort.SessionOptions()
+        options.intra_op_num_threads = self._threads
+        options.inter_op_num_threads = 1
+        options.log_severity_level = 4
+        options.enable_cpu_mem_arena = False
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+        try:
+            session = ort.InferenceSession(str(self._files.model), options, providers=["CPUExecutionProvider"])
+            tokenizer = Tokenizer.from_file(str(self._files.tokenizer))
+        except Exception as error:  # both raise bare exceptions of their own
+            raise ModelFileError(f"{self._files.model.parent} can't be loaded ({error}); reinstall localmem") from error
+        tokenizer.no_padding()
+        tokenizer.enable_truncation(self._files.entry.tokens_max)  # the published file says 128 and pads to that
+        return _Loaded(session, tokenizer)
+
+
+@cache
+def default_embedder() -> OnnxEmbedder:
+    """The packaged embedder, one for all Memory objects of the process, so that the model is loaded once."""
+    return OnnxEmbedder()
+
+
+_loaded_here: weakref.WeakSet[OnnxEmbedder] = weakref.WeakSet()
+
+
+@cache  # once for each process
+def _watch_forks() -> None:
+    if hasattr(os, "register_at_fork"):  # not on Windows, which has no fork
+        os.register_at_fork(after_in_child=_after_fork_in_child)
+
+
+def _after_fork_in_child() -> None:
+    for embedder in list(_loaded_here):
+        embedder._leave_parent()
+
+
+def _onnxruntime() -> Any:
+    """The library, told to be silent before it is first imported."""
+    os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
+    try:
+        import onnxruntime
+    except ImportError as error:
+        raise InstallationError(
+            f"onnxruntime can't be imported ({error}); reinstall it: pip install --force-reinstall 'onnxruntime<1.29'"
+        ) from error
+    version = tuple(int(part) for part in onnxruntime.__version__.split(".")[:2])
+    if version >= _TALKATIVE:
+        warnings.warn(
+            f"onnxruntime {onnxruntime.__version__} sends telemetry from native code, which localmem can't prevent "
+            "when another part of this program imported it first; use: pip install 'onnxruntime<1.29'",
+            RuntimeWarning,
+            stacklevel=2,
+        )
+    return onnxruntime
+
+
+def _token_ids(tokenizer: Any, text: str) -> list[int]:
+    """The ids of the text, [CLS] and [SEP] included. Of a long text only as much is tokenised as is needed."""
+    if len(text) > _CHARS_FIRST:
+        start = tokenizer.encode(text[:_CHARS_FIRST])
+        full = start.ids if len(start.ids) == tokenizer.truncation["max_length"] else None
+        if full and start.offsets[-2][1] <= _CHARS_FIRST - _WORD_CHARS_MAX:  # [-1] is [SEP]; no token saw the cut
+            return list(full)
+    return list(tokenizer.encode(text).ids)
+
+
+def _batches(lengths: Sequence[int]) -> Iterator[list[int]]:
+    """Positions of equal length together, at most BATCH_TOKENS tokens each."""
+    groups: dict[int, list[int]] = {}
+    for position, length in enumerate(lengths):
+        groups.setdefault(length, []).append(position)
+    for length, positions in sorted(groups.items()):
+        size = max(1, BATCH_TOKENS // length)
+        for start in range(0, len(positions), size):
+            yield positions[start : start + size]
+
+
+def _check_text(text: object, name: str) -> None:
+    if not isinstance(text, str):
+        raise InvalidTypeError(f"{name} must be a str, not {type(text).__name__}")
+    if not text.strip():
+        raise InvalidInputError(f"{name} is blank; there is nothing to embed")
+    if not text.isascii():
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:
+            raise InvalidInputError(f"{name} holds a lone surrogate at character {error.start}") from None
+
+
+def _cores() -> int:
+    try:
+        usable = len(os.sched_getaffinity(0))
+    except AttributeError:  # not on macOS and Windows
+        usable = os.cpu_count() or 1
+    return min(usable, THREADS_MAX)
