@@ -1,0 +1,150 @@
+"""Pure ranking: duplicate keys, query terms, mentions, BM25 over one owner's statistics, fusion."""
+
+from __future__ import annotations
+
+import heapq
+import math
+import re
+from collections.abc import Mapping, Sequence
+
+from localmem import words
+
+# Robertson and Zaragoza 2009, "The Probabilistic Relevance Framework", section 3.2: the usual k1 and b.
+BM25_K1, BM25_B = 1.2, 0.75
+TERMS_MAX = 32  # query terms looked up, rarest words of a long query first by length
+COSINE_FLOOR, COSINE_CEILING = 0.15, 0.75  # MiniLM: unrelated pairs stay below, paraphrases reach above
+VECTOR_WEIGHT, WORD_WEIGHT, MENTION_WEIGHT = 0.50, 0.40, 0.10
+NEAR_DUPLICATE_COSINE = 0.97
+
+# Scripts written without spaces: a run of them is one unicode61 token, so pairs of characters are indexed as well.
+_DENSE = "぀-ヿ㐀-䶿一-鿿豈-﫿฀-๿຀-໿က-႟ក-៿"
+_DENSE_RUN = re.compile(f"[{_DENSE}]+")
+_CAPITALISED = re.compile(r"[A-ZÀ-ÖØ-Þ][\w'’&.-]*(?:\s+[A-ZÀ-ÖØ-Þ][\w'’&.-]*)*")
+_IDENTIFIER = re.compile(r"\b(?=[\w./-]*\d)(?=[\w./-]*[A-Za-z])[\w][\w./-]{2,}|\b\d[\d.,:/-]*\d\b|\b\d\b|\S+@\S+\.\w+")
+_QUOTED = re.compile(r"[\"“„«]([^\"“”„«»\n]{2,60})[\"”“»]")
+_SUBJECTS = frozenset({"user", "assistant", "i", "i'm", "i've", "i'd", "i'll"})
+
+
+def key(text: str) -> str:
+    """Texts with equal keys are exact duplicates: case, spacing, curly quotes and end punctuation are ignored."""
+    return " ".join(words.fold(text).split()).rstrip(".!;, ")
+
+
+def grams(text: str) -> str | None:
+    """Space-separated character pairs of the runs in scripts without spaces; None where there are none."""
+    pairs: dict[str, None] = {}
+    for run in _DENSE_RUN.findall(text):
+        pairs.update(dict.fromkeys([run] if len(run) == 1 else [run[i : i + 2] for i in range(len(run) - 1)]))
+    return " ".join(pairs) or None
+
+
+def word_count(text: str) -> int:
+    """Length of a text for BM25, at least 1."""
+    return max(1, len(words.tokens(text)))
+
+
+def terms(query: str) -> list[str]:
+    """FTS5 expressions of a query's words, each quoted, without stop words unless there is nothing else.
+
+    The leading "User" of stored facts says nothing about any of them, so it is never looked up.
+    """
+    spelled = {token.folded: token.text for token in words.tokens(query[:20_000])}
+    found = {folded: raw for folded, raw in spelled.items() if folded not in ("user", "user's")}
+    strong = [raw for folded, raw in found.items() if folded not in words.all_stop_words()]
+    # As written: FTS5 folds the query as it folded the index, which is less than words.bare() folds.
+    chosen = sorted(strong or found.values(), key=len, reverse=True)[:TERMS_MAX]
+    expressions = [f"text : {quoted(word)}" for word in chosen if not _DENSE_RUN.fullmatch(word)]
+    return expressions + [f"grams : {quoted(pair)}" for pair in (grams(query[:2_000]) or "").split()[:TERMS_MAX]]
+
+
+def coverage(query: str, text: str) -> float:
+    """Share in [0, 1] of the query's content words that the text holds, by stem; 0 for a query without any."""
+    asked = {t.folded for t in words.tokens(query)} - words.all_stop_words() - {"user", "user's"}
+    held = words.stems(t.folded for t in words.tokens(text))
+    return len(words.stems(asked) & held) / len(words.stems(asked)) if asked else 0.0
+
+
+def quoted(word: str) -> str:
+    """An FTS5 string: no character in it is an operator."""
+    return '"' + word.replace('"', '""') + '"'
+
+
+def mentions(text: str) -> tuple[str, ...]:
+    """Normalised entities of a text by rule: names, identifiers, numbers, quoted spans; without "User".
+
+    A capitalised word that only opens a sentence counts when it stands inside a longer name.
+    """
+    found: dict[str, None] = {}
+    for match in _CAPITALISED.finditer(text):
+        name = match[0].rstrip(".-'’&")
+        opening = match.start() == 0 or text[: match.start()].rstrip()[-1:] in '.!?:\n"“'
+        parts = name.split()
+        if opening and (len(parts) == 1 or words.fold(parts[0]).removesuffix("'s") in _SUBJECTS):
+            parts = parts[1:]
+        _note(found, " ".join(parts))
+        if len(parts) > 1:
+            for part in parts:
+                _note(found, part)
+    for match in [*_IDENTIFIER.finditer(text), *_QUOTED.finditer(text)]:
+        _note(found, match[1] if match.re is _QUOTED else match[0])
+    return tuple(found)[:64]
+
+
+def _note(found: dict[str, None], name: str) -> None:
+    name = words.bare(name).strip(" .,'").removesuffix("'s")
+    if name and name not in _SUBJECTS and name not in words.all_stop_words() and len(name) <= 80:
+        found[name] = None
+
+
+def _idf(documents: int, holding: int) -> float:
+    """Robertson-Sparck Jones weight, kept positive (Robertson and Zaragoza 2009, section 3.1)."""
+    return math.log(1 + max(documents - holding + 0.5, 0.5) / (holding + 0.5))
+
+
+def rarest_first(postings: Sequence[frozenset[int]], documents: int, *, keep: int) -> dict[int, float]:
+    """Row id -> sum of its terms' weights, for the ``keep`` best rows: who is worth reading a length for."""
+    scores: dict[int, float] = {}
+    for rows in postings:
+        weight = _idf(documents, len(rows))
+        for row in rows:
+            scores[row] = scores.get(row, 0.0) + weight
+    best = heapq.nsmallest(keep, scores.items(), key=lambda item: (-item[1], item[0]))
+    return dict(best)
+
+
+def bm25(
+    postings: Sequence[frozenset[int]], lengths: Mapping[int, int], *, documents: int, average_words: float
+) -> dict[int, float]:
+    """Row id -> BM25 score over the best a row could reach, in [0, 1], for the rows whose length in words is given.
+
+    Term frequency counts as 1 (memories are single sentences), so no text has to be read to score.
+    """
+    weights = [_idf(documents, len(rows)) for rows in postings]
+    best = sum(weights) * (BM25_K1 + 1) / (1 + BM25_K1 * (1 - BM25_B))
+    scores = {}
+    for row, length in lengths.items():
+        saturation = 1 + BM25_K1 * (1 - BM25_B + BM25_B * length / max(average_words, 1.0))
+        held = sum(weight for weight, rows in zip(weights, postings, strict=True) if row in rows)
+        scores[row] = held * (BM25_K1 + 1) / saturation / best
+    return scores
+
+
+def similarity(cosine: float) -> float:
+    """Cosine in [-1, 1] to a similarity in [0, 1]: 0 at the level of unrelated texts, 1 for paraphrases."""
+    return min(1.0, max(0.0, (cosine - COSINE_FLOOR) / (COSINE_CEILING - COSINE_FLOOR)))
+
+
+def fuse(
+    by_vector: Mapping[int, float], by_words: Mapping[int, float], by_mention: Mapping[int, float]
+) -> dict[int, dict[str, float]]:
+    """The union of the pools: row id -> {"score", "vector", "words", "mentions"}, each in [0, 1], best first.
+
+    by_vector holds cosines, by_words BM25 shares, by_mention the share of the query's mentions in the row.
+    """
+    fused: dict[int, dict[str, float]] = {}
+    for row in {*by_vector, *by_words, *by_mention}:
+        vector, word = similarity(by_vector.get(row, 0.0)), by_words.get(row, 0.0)
+        mention = by_mention.get(row, 0.0)
+        score = VECTOR_WEIGHT * vector + WORD_WEIGHT * word + MENTION_WEIGHT * mention
+        fused[row] = {"score": score, "vector": vector, "words": word, "mentions": mention}
+    return dict(sorted(fused.items(), key=lambda item: (-item[1]["score"], item[0])))

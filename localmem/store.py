@@ -1,0 +1,239 @@
+"""What the file holds: the embedder's identity, episodes, and apply(), the one place where memories change.
+
+The changes themselves are in store_apply.py, reads in store_pools.py and store_read.py, invariants in store_check.py.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from localmem import rank
+from localmem.db import Database, Tx, sql_file
+from localmem.errors import EmbedderMismatchError, NotFoundError
+from localmem.store_apply import (
+    Changes,
+    Plan,
+    blob_of,
+    contest,
+    delete_fts,
+    insert_fts,
+    new_id,
+    owner_row,
+    refuse_if_moved,
+    refuse_if_targets_moved,
+    to_json,
+)
+from localmem.types import (
+    JSON,
+    Change,
+    EpisodeId,
+    Instant,
+    MemoryId,
+    Message,
+    Scope,
+)
+
+if TYPE_CHECKING:
+    from localmem.types import Vectors
+
+
+@dataclass(frozen=True, slots=True)
+class EpisodeRecord:
+    """An episode as recorded. ``mode``: infer or verbatim. ``state``: pending or done."""
+
+    id: EpisodeId
+    scope: Scope
+    messages: tuple[Message, ...]
+    event_at: Instant
+    recorded_at: Instant
+    state: str
+    metadata: Mapping[str, JSON]
+    expires_at: Instant | None
+    attempts: int
+    error: str | None
+
+
+class Store:
+    """The write side of one localmem file. Every public method is one transaction."""
+
+    def __init__(self, db: Database, *, embedder_id: str, dim: int, sha256: str) -> None:
+        self.db = db
+        self.dim = dim
+        self._claim_embedder(embedder_id, dim, sha256)
+
+    # ---------------------------------------------------------------- the file's embedder
+
+    def _claim_embedder(self, embedder_id: str, dim: int, sha256: str) -> None:
+        """Write the embedder's identity into a new file; refuse a file written with another one."""
+        given = {"embedder_id": embedder_id, "embedder_dim": str(dim), "embedder_sha256": sha256}
+        with self.db.snapshot() as tx:
+            found = _settings(tx)
+        if not found and not self.db.read_only:
+            with self.db.write() as tx:
+                found = _settings(tx)  # another process may have been faster
+                if not found:
+                    tx.execute(sql_file("vectors.sql").format(dim=dim))
+                    tx.executemany("insert into setting (name, value) values (?, ?)", list(given.items()))
+                    found = given
+        wrong = [name for name, value in given.items() if found.get(name) != value]
+        if wrong:
+            raise EmbedderMismatchError(
+                f"{self.db.path or ':memory:'} was written with embedder {found.get('embedder_id')!r} "
+                f"({found.get('embedder_dim')} dimensions, sha256 {str(found.get('embedder_sha256'))[:12]}…), not "
+                f"{embedder_id!r} ({dim} dimensions, sha256 {sha256[:12]}…). Vectors of two embedders can't be mixed: "
+                "open it with the embedder it was made with, or copy its memories into a new file"
+            )
+
+    # ---------------------------------------------------------------- episodes
+
+    def record_episode(
+        self,
+        scope: Scope,
+        messages: Sequence[Message],
+        *,
+        event_at: Instant,
+        now: Instant,
+        metadata: Mapping[str, JSON],
+        expires_at: Instant | None,
+        turn_vectors: Vectors,
+    ) -> EpisodeId:
+        """Write the words down as ``pending`` before anything is made of them. One row of turn_vectors a message."""
+        with self.db.write() as tx:
+            episode_id = _insert_episode(tx, scope, messages, event_at, now, "infer", metadata, expires_at)
+            owner = owner_row(tx, scope)
+            rows = tx.execute(
+                "select id, position, content, grams, role from message where episode_id = ? order by position",
+                (episode_id,),
+            ).fetchall()
+            for message_id, position, content, grams, role in rows:
+                if role == "system":
+                    continue
+                insert_fts(tx, "turn_fts", message_id, f"p{owner}", content, grams)
+                tx.execute(
+                    "insert into turn_vec (rowid, embedding, owner_id, pending, agent, run) values (?, ?, ?, 1, ?, ?)",
+                    (message_id, blob_of(turn_vectors[position]), owner, scope.agent_id or "", scope.run_id or ""),
+                )
+            return episode_id
+
+    def record_verbatim(self, plan: Plan, messages: Sequence[Message], now: Instant) -> tuple[EpisodeId, list[Change]]:
+        """``infer=False``: the episode and one memory a message, in one transaction. Decision i is message i's."""
+        with self.db.write() as tx:
+            episode_id = _insert_episode(
+                tx, plan.scope, messages, plan.event_at, now, "verbatim", plan.metadata or {}, plan.expires_at
+            )
+            done = Changes(tx, plan, now, episode_id).run()
+            tx.execute("update episode set state = 'done' where id = ?", (episode_id,))
+            return episode_id, done
+
+    def episode_failed(self, episode_id: EpisodeId, error: str) -> None:
+        """Note why an episode is still pending: the error's class name, never its text."""
+        with self.db.write() as tx:
+            tx.execute(
+                "update episode set attempts = attempts + 1, error = ? where id = ? and state = 'pending'",
+                (error, episode_id),
+            )
+
+    # ---------------------------------------------------------------- change
+
+    def apply(self, plan: Plan, now: Instant) -> tuple[Change, ...] | None:
+        """Write all decisions of a plan, or nothing.
+
+        None: the plan's episode was finished by someone else meanwhile. Raises OwnerMovedError when the owner
+        changed after ``plan.snapshot`` in a way that touches these decisions, NotFoundError for an unknown target
+        of a manual change.
+        """
+        with self.db.write() as tx:
+            if plan.episode_id is not None and _episode_state(tx, plan.episode_id) != "pending":
+                return None
+            if plan.guard_targets:
+                refuse_if_targets_moved(tx, plan)
+            if plan.snapshot is not None:
+                refuse_if_moved(tx, plan)
+            changes = Changes(tx, plan, now, plan.episode_id).run()
+            if plan.episode_id is not None and plan.finish:
+                _finish_episode(tx, plan.episode_id)
+            return tuple(changes)
+
+    def mark_contested(self, pairs: Sequence[tuple[MemoryId, MemoryId]]) -> None:
+        """Mark pairs of memories as contradicting each other, both ways."""
+        with self.db.write() as tx:
+            for one, other in pairs:
+                contest(tx, one, other, None)
+
+    def reset(self) -> int:
+        """Delete everything in the file, history included; returns how many memories there were."""
+        with self.db.write() as tx:
+            (count,) = tx.execute("select count(*) from memory").fetchone()
+            tx.execute("delete from memory_vec")
+            tx.execute("delete from turn_vec")
+            tx.execute("update memory set delete_decision = null")
+            for table in ("contested", "mention", "evidence", "version", "memory", "decision", "message", "episode"):
+                tx.execute(f"delete from {table}")
+            tx.execute("delete from owner")
+            for index in ("memory_fts", "turn_fts"):  # 'delete-all' leaves other connections with a stale structure
+                tx.execute(f"insert into {index} ({index}) values ('rebuild')")
+            return int(count)
+
+
+def _settings(tx: Tx) -> dict[str, str]:
+    return dict(tx.execute("select name, value from setting").fetchall())
+
+
+def _insert_episode(
+    tx: Tx,
+    scope: Scope,
+    messages: Sequence[Message],
+    event_at: Instant,
+    now: Instant,
+    mode: str,
+    metadata: Mapping[str, JSON],
+    expires_at: Instant | None,
+) -> EpisodeId:
+    episode_id = new_id(now)
+    tx.execute(
+        "insert into episode (id, seq, owner_id, user_id, agent_id, run_id, event_at, recorded_at, state, mode, "
+        "metadata, expires_at) values (?, (select coalesce(max(seq), 0) + 1 from episode), ?, ?, ?, ?, ?, ?, "
+        "'pending', ?, ?, ?)",
+        (
+            episode_id,
+            owner_row(tx, scope),
+            scope.user_id,
+            scope.agent_id,
+            scope.run_id,
+            event_at,
+            now,
+            mode,
+            to_json(dict(metadata)),
+            expires_at,
+        ),
+    )
+    tx.executemany(
+        "insert into message (episode_id, position, role, name, content, grams) values (?, ?, ?, ?, ?, ?)",
+        [
+            (episode_id, i, m.role, m.name, m.content, rank.grams(m.content) if mode == "infer" else None)
+            for i, m in enumerate(messages)
+        ],
+    )
+    return episode_id
+
+
+def _episode_state(tx: Tx, episode_id: EpisodeId) -> str:
+    row = tx.execute("select state from episode where id = ?", (episode_id,)).fetchone()
+    if row is None:
+        raise NotFoundError(f"no episode has the id {episode_id}; the store was reset meanwhile")
+    return str(row[0])
+
+
+def _finish_episode(tx: Tx, episode_id: EpisodeId) -> None:
+    """Pending turns become extracted ones: found only when asked for."""
+    indexed = tx.execute(
+        "select w.id, w.owner, w.text, w.grams from turn_words w join message t on t.id = w.id where t.episode_id = ?",
+        (episode_id,),
+    ).fetchall()
+    tx.execute("update episode set state = 'done', error = null where id = ?", (episode_id,))
+    for message_id, owner, text, grams in indexed:
+        delete_fts(tx, "turn_fts", message_id, owner, text, grams)
+        insert_fts(tx, "turn_fts", message_id, "x" + owner[1:], text, grams)
+        tx.execute("update turn_vec set pending = 0 where rowid = ?", (message_id,))

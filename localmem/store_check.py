@@ -1,0 +1,183 @@
+"""The invariants of the file as SQL, and the rebuilding of what is derived from the base tables."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING
+
+from localmem.db import Tx, sql_file
+from localmem.errors import CorruptFileError
+from localmem.store import Store
+from localmem.types import FOREVER
+
+if TYPE_CHECKING:
+    from localmem.types import Vectors
+
+# Each statement selects what is wrong: a name for it (an id or a number), nothing when all is well.
+INVARIANTS: dict[str, str] = {
+    "a memory's head is another memory's version": (
+        "select m.id from memory m join version v on v.id = m.head where v.memory_id <> m.id"
+    ),
+    "a memory without its head": "select id from memory where head not in (select id from version)",
+    "a live head that is marked as past": (
+        "select m.id from memory m join version v on v.id = m.head "
+        "where m.deleted_at is null and (v.valid_to is not null or v.superseded_at is not null)"
+    ),
+    "a deleted memory whose head has no end": (
+        "select m.id from memory m join version v on v.id = m.head "
+        "where m.deleted_at is not null and (v.valid_to is null or v.superseded_at is null)"
+    ),
+    "a past version that is not marked as past": (
+        "select v.id from version v join memory m on m.id = v.memory_id "
+        "where m.head <> v.id and v.superseded_at is null"
+    ),
+    "a version later than the head": (
+        "select v.id from version v join memory m on m.id = v.memory_id join version h on h.id = m.head "
+        "where v.valid_from > h.valid_from and m.deleted_at is null"
+    ),
+    "a version that ends before it begins": (
+        "select id from version where valid_to < valid_from or superseded_at < recorded_at"
+    ),
+    "versions not numbered from 1": (
+        "select memory_id from version group by memory_id having min(number) <> 1 or max(number) <> count(*)"
+    ),
+    "a vector of the wrong size": (
+        "select x.rowid from memory_vec x, setting s "
+        "where s.name = 'embedder_dim' and vec_length(x.embedding) <> s.value"
+    ),
+    "a memory under another owner": (
+        "select m.id from memory m join owner o on o.id = m.owner_id where o.token <> "
+        "coalesce('u:' || m.user_id, 'a:' || m.agent_id, 'r:' || m.run_id)"
+    ),
+    "an owner's statistics that differ from its memories": (
+        "select o.id from owner o left join (select m.owner_id, count(*) n, sum(v.words) w from memory m "
+        "join version v on v.id = m.head where m.deleted_at is null group by m.owner_id) c on c.owner_id = o.id "
+        "where o.documents <> coalesce(c.n, 0) or o.words <> coalesce(c.w, 0)"
+    ),
+    "an episode under another owner": (
+        "select e.id from episode e join owner o on o.id = e.owner_id where o.token <> "
+        "coalesce('u:' || e.user_id, 'a:' || e.agent_id, 'r:' || e.run_id)"
+    ),
+    "an episode without messages": "select id from episode where id not in (select episode_id from message)",
+    "a verbatim episode that is not done": "select id from episode where mode = 'verbatim' and state <> 'done'",
+    "messages not numbered from 0": (
+        "select episode_id from message group by episode_id having min(position) <> 0 or max(position) <> count(*) - 1"
+    ),
+    "evidence beyond the end of its message": (
+        "select e.id from evidence e join message t on t.id = e.message_id where e.stop > length(t.content)"
+    ),
+    "a contradiction marked on one side only": (
+        "select memory_id from contested c where not exists "
+        "(select 1 from contested d where d.memory_id = c.other_id and d.other_id = c.memory_id)"
+    ),
+    "a contradiction with a deleted memory": (
+        "select c.memory_id from contested c join memory m on m.id = c.memory_id where m.deleted_at is not null"
+    ),
+    "a suppressed version that can still be found by its names": (
+        "select x.version_id from mention x join version v on v.id = x.version_id where v.suppressed = 1"
+    ),
+    "a version without its vector, or with one that tells otherwise when it is live and valid": (
+        "select v.id from version v join memory m on m.id = v.memory_id left join memory_vec x on x.rowid = v.id "
+        "where v.suppressed = 0 and (x.rowid is null or x.owner_id <> m.owner_id "
+        "or x.live <> (m.head = v.id and m.deleted_at is null) or x.valid_from <> v.valid_from "
+        f"or x.valid_to <> coalesce(v.valid_to, {FOREVER}) or x.expires_at <> coalesce(m.expires_at, {FOREVER}) "
+        "or x.agent <> coalesce(m.agent_id, '') or x.run <> coalesce(m.run_id, ''))"
+    ),
+    "a vector without its version": (
+        "select x.rowid from memory_vec x left join version v on v.id = x.rowid where v.id is null or v.suppressed = 1"
+    ),
+    "a turn without its vector": (
+        "select w.id from turn_words w left join turn_vec x on x.rowid = w.id "
+        "where x.rowid is null or x.pending <> (w.owner like 'p%')"
+    ),
+    "a turn's vector without its turn": (
+        "select x.rowid from turn_vec x left join turn_words w on w.id = x.rowid where w.id is null"
+    ),
+}
+
+
+def check(store: Store) -> list[str]:
+    """Broken invariants as sentences with up to three examples each; [] for a sound file."""
+    found: list[str] = []
+    with store.db.snapshot(fresh=True) as tx:
+        found += [f"SQLite: {row}" for (row,) in tx.execute("pragma integrity_check(10)") if row != "ok"]
+        found += [f"foreign key of {row[0]} row {row[1]}" for row in tx.execute("pragma foreign_key_check")]
+        for sentence, statement in INVARIANTS.items():
+            rows = [str(row) for (row,) in tx.execute(f"{statement} limit 3")]
+            if rows:
+                found.append(f"{sentence}: {', '.join(rows)}")
+    return found + ([] if store.db.read_only else _check_words(store))
+
+
+def _check_words(store: Store) -> list[str]:
+    """FTS5 compares an index with its content only through a write statement, though it writes nothing."""
+    found = []
+    for table in ("memory_fts", "turn_fts"):
+        try:
+            with store.db.write() as tx:
+                tx.execute(f"insert into {table} ({table}, rank) values ('integrity-check', 1)")
+        except CorruptFileError:
+            found.append(f"the word index {table} differs from its texts; reindex() rebuilds it")
+    return found
+
+
+def reindex(store: Store, embed: Callable[[Sequence[str]], Vectors]) -> None:
+    """Rebuild both vector tables and both word indexes in one transaction.
+
+    Vectors that can still be read are kept, lost ones are made again by ``embed`` before the transaction begins.
+    """
+    made: dict[str, dict[int, bytes]] = {"memory_vec": {}, "turn_vec": {}}
+    while True:
+        with store.db.snapshot() as tx:
+            lost = _lost(tx, made)
+        for table, texts in lost.items():
+            vectors = embed(list(texts.values())) if texts else ()
+            made[table].update({row: vector.tobytes() for row, vector in zip(texts, vectors, strict=True)})
+        with store.db.write() as tx:
+            if not any(_lost(tx, made).values()):  # else something came in meanwhile: embed that too
+                _rebuild(tx, store.dim, made)
+                return
+
+
+_TEXTS = {
+    "memory_vec": "select id, text from version where suppressed = 0",
+    "turn_vec": "select id, text from turn_words",
+}
+
+
+def _lost(tx: Tx, made: Mapping[str, Mapping[int, bytes]]) -> dict[str, dict[int, str]]:
+    """Row id -> text of everything without a readable vector, for each vector table."""
+    lost = {}
+    for table, statement in _TEXTS.items():
+        kept = _readable(tx, table)
+        lost[table] = {row: text for row, text in tx.execute(statement) if row not in kept and row not in made[table]}
+    return lost
+
+
+def _readable(tx: Tx, table: str) -> dict[int, bytes]:
+    try:
+        return dict(tx.execute(f"select rowid, embedding from {table}").fetchall())
+    except Exception:  # whatever is wrong with the derived table, it can be made again
+        return {}
+
+
+def _rebuild(tx: Tx, dim: int, made: Mapping[str, Mapping[int, bytes]]) -> None:
+    kept = {table: {**_readable(tx, table), **made[table]} for table in _TEXTS}
+    tx.execute("drop table if exists memory_vec")
+    tx.execute("drop table if exists turn_vec")
+    tx.execute(sql_file("vectors.sql").format(dim=dim))
+    tx.executemany(
+        "insert into memory_vec (rowid, embedding, owner_id, live, valid_from, valid_to, expires_at, agent, run) "
+        "select v.id, ?2, m.owner_id, m.head = v.id and m.deleted_at is null, v.valid_from, "
+        "coalesce(v.valid_to, ?3), coalesce(m.expires_at, ?3), coalesce(m.agent_id, ''), coalesce(m.run_id, '') "
+        "from version v join memory m on m.id = v.memory_id where v.id = ?1 and v.suppressed = 0",
+        [(row, vector, FOREVER) for row, vector in kept["memory_vec"].items()],
+    )
+    tx.executemany(
+        "insert into turn_vec (rowid, embedding, owner_id, pending, agent, run) "
+        "select w.id, ?2, e.owner_id, e.state = 'pending', coalesce(e.agent_id, ''), coalesce(e.run_id, '') "
+        "from turn_words w join message t on t.id = w.id join episode e on e.id = t.episode_id where w.id = ?1",
+        list(kept["turn_vec"].items()),
+    )
+    tx.execute("insert into memory_fts (memory_fts) values ('rebuild')")
+    tx.execute("insert into turn_fts (turn_fts) values ('rebuild')")

@@ -1,0 +1,374 @@
+"""Pools for search and neighbours for reconciling: which rows a read may see, and the nearest of them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+from localmem import rank
+from localmem.db import Tx
+from localmem.filters import ANY, Condition
+from localmem.store_apply import Snapshot
+from localmem.types import Actor, Instant, Neighbour, Scope, TurnRecord
+
+if TYPE_CHECKING:
+    from localmem.types import Vector
+
+POOL = 100  # rows a pool hands to the fusion
+EXACT_MAX = 2_000  # filters that leave fewer rows are answered by exact distances over those
+KNN_MAX = 4_096  # vec0's own limit of k
+COMMON_TERM_ROWS_MIN = 300  # a term in fewer rows than this is never too common to look up
+
+
+@dataclass(frozen=True, slots=True)
+class Reach:
+    """Which rows a read may see. ``owner`` is None where the scope does not name the owner: correct, slower.
+
+    Every id given must match, ids not given are free (DESIGN section 4). ``history`` lets superseded and deleted
+    versions in, ``as_of`` those valid then, ``known_at`` those the file showed then.
+    """
+
+    scope: Scope
+    owner: int | None
+    now: Instant
+    filters: Condition = ANY
+    history: bool = False
+    as_of: Instant | None = None
+    known_at: Instant | None = None
+
+    @property
+    def heads_only(self) -> bool:
+        return not self.history and self.as_of is None and self.known_at is None
+
+    def where(self) -> Condition:
+        """The whole reach as SQL over ``memory m join version v``."""
+        parts, bindings = ["v.suppressed = 0", "m.delete_reason is not 'retraction'"], list[Any]()
+
+        def need(sql: str, *values: Any) -> None:
+            parts.append(sql)
+            bindings.extend(values)
+
+        if self.owner is not None:
+            need("m.owner_id = ?", self.owner)
+        for column, value in (
+            ("m.user_id", self.scope.user_id),
+            ("m.agent_id", self.scope.agent_id),
+            ("m.run_id", self.scope.run_id),
+        ):
+            if value is not None:
+                need(f"{column} = ?", value)
+        need("(m.expires_at is null or m.expires_at > ?)", self.now)
+        if self.heads_only:
+            need("m.head = v.id and m.deleted_at is null")
+        if self.as_of is not None:
+            need("v.valid_from <= ? and (v.valid_to is null or v.valid_to > ?)", self.as_of, self.as_of)
+        if self.known_at is not None:
+            need(
+                "v.recorded_at <= ? and (v.superseded_at is null or v.superseded_at > ?)", self.known_at, self.known_at
+            )
+        if self.filters:
+            need(self.filters.sql, *self.filters.bindings)
+        return Condition(" and ".join(parts), tuple(bindings))
+
+    @property
+    def needs_rows(self) -> bool:
+        """Whether a condition has to be checked on base rows, because vec0's metadata columns can't answer it."""
+        return (
+            bool(self.filters) or self.known_at is not None or (self.owner is None and self.scope.user_id is not None)
+        )
+
+
+def reach(tx: Tx, scope: Scope, now: Instant, **options: Any) -> Reach | None:
+    """Resolve a scope; None when its owner has never been seen, so nothing can be found."""
+    if scope.user_id is None:  # rows of a user may carry this agent or run as well
+        return Reach(scope, None, now, **options)
+    row = tx.execute("select id from owner where token = ?", (scope.owner,)).fetchone()
+    return None if row is None else Reach(scope, row[0], now, **options)
+
+
+# -------------------------------------------------------------------- pools
+
+
+def vector_pool(tx: Tx, within: Reach, query: Vector, k: int = POOL) -> dict[int, float]:
+    """Version id -> cosine of the k nearest versions in reach."""
+    if not within.needs_rows:
+        return _knn(tx, within, query, k)
+    where = within.where()
+    (few,) = tx.execute(
+        f"select count(*) from (select 1 from memory m join version v on v.memory_id = m.id where {where.sql} limit ?)",
+        (*where.bindings, EXACT_MAX + 1),
+    ).fetchone()
+    if few <= EXACT_MAX:
+        return _exact(tx, where, query, k)
+    return _widening(tx, within, where, query, k)
+
+
+def _knn(tx: Tx, within: Reach, query: Vector, k: int) -> dict[int, float]:
+    """Visibility is decided inside the KNN: conditions joined afterwards would cut below k (DESIGN section 7)."""
+    parts, bindings = ["embedding match ?", "k = ?"], [query.tobytes(), min(k, KNN_MAX)]
+    for sql, value in (
+        ("owner_id = ?", within.owner),
+        ("agent = ?", within.scope.agent_id),
+        ("run = ?", within.scope.run_id),
+        ("live = ?", 1 if within.heads_only else None),
+        ("valid_from <= ?", within.as_of),
+        ("valid_to > ?", within.as_of),
+        ("expires_at > ?", within.now),
+    ):
+        if value is not None:
+            parts.append(sql)
+            bindings.append(value)
+    rows = tx.execute(f"select rowid, distance from memory_vec where {' and '.join(parts)}", bindings).fetchall()
+    if within.heads_only:
+        return {row: 1.0 - distance for row, distance in rows}
+    unseen = _ghosts(tx, [row for row, _ in rows])
+    return {row: 1.0 - distance for row, distance in rows if row not in unseen}
+
+
+def _ghosts(tx: Tx, versions: Sequence[int]) -> set[int]:
+    rows = tx.execute(
+        "select v.id from json_each(?) j join version v on v.id = j.value join memory m on m.id = v.memory_id "
+        "where m.delete_reason = 'retraction' and v.number = 1",
+        (json.dumps(list(versions)),),
+    )
+    return {row for (row,) in rows}
+
+
+def _exact(tx: Tx, where: Condition, query: Vector, k: int) -> dict[int, float]:
+    rows = tx.execute(
+        "select rowid, distance from memory_vec where embedding match ? and k = ? and rowid in "
+        f"(select v.id from memory m join version v on v.memory_id = m.id where {where.sql})",
+        (query.tobytes(), min(k, KNN_MAX), *where.bindings),
+    )
+    return {row: 1.0 - distance for row, distance in rows}
+
+
+def _widening(tx: Tx, within: Reach, where: Condition, query: Vector, k: int) -> dict[int, float]:
+    """Many rows match the filter: ask for more neighbours until enough of them pass, or all have been seen."""
+    loose = replace(within, filters=ANY, known_at=None, history=within.history or within.known_at is not None)
+    wide = k * 4
+    while True:
+        near = _knn(tx, loose, query, wide)
+        passed = keep(tx, where, near)
+        if len(passed) >= k or len(near) < min(wide, KNN_MAX) or wide >= KNN_MAX:
+            return dict(list(passed.items())[:k])
+        wide *= 4
+
+
+def keep(tx: Tx, where: Condition, scored: Mapping[int, float]) -> dict[int, float]:
+    """The scored versions that are in reach, in their order."""
+    rows = tx.execute(
+        "select v.id from json_each(?) j join version v on v.id = j.value join memory m on m.id = v.memory_id "
+        f"where {where.sql}",
+        (json.dumps(list(scored)), *where.bindings),
+    )
+    allowed = {row for (row,) in rows}
+    return {row: score for row, score in scored.items() if row in allowed}
+
+
+def word_pool(tx: Tx, within: Reach, query: str, k: int = POOL) -> dict[int, float]:
+    """Version id -> BM25 share in [0, 1], from the statistics of the owner's rows alone.
+
+    File-wide bm25() would let other owners' words change these scores, so FTS only selects.
+    """
+    documents, average = _document_statistics(tx, within)
+    prefix = _owner_expression(within, "o", "h")
+    postings = _postings(tx, "memory_fts", prefix, rank.terms(query), documents)
+    best = rank.rarest_first(postings, documents, keep=k * 4)
+    if not _decided_by_index(within):
+        best = keep(tx, within.where(), best)
+    candidates = list(best)[: k * 2]
+    lengths = dict(
+        tx.execute(
+            "select id, words from version where id in (select value from json_each(?))", (json.dumps(candidates),)
+        ).fetchall()
+    )
+    scores = rank.bm25(postings, lengths, documents=documents, average_words=average)
+    return dict(sorted(scores.items(), key=lambda item: (-item[1], item[0]))[:k])
+
+
+def _decided_by_index(within: Reach) -> bool:
+    """Whether the owner token alone decides what is in reach; expired rows drop out with the records."""
+    scoped = within.scope.agent_id is not None or within.scope.run_id is not None
+    return within.owner is not None and within.heads_only and not within.filters and not scoped
+
+
+def _postings(tx: Tx, table: str, prefix: str, expressions: Sequence[str], documents: int) -> list[frozenset[int]]:
+    """The rows that hold each term. A term in more than a seventh of the documents counts only if all are such."""
+    common = max(COMMON_TERM_ROWS_MIN, documents // 7)
+    found = [
+        frozenset(
+            row
+            for (row,) in tx.execute(
+                f"select rowid from {table} where {table} match ? limit ?", (f"{prefix}({expression})", common + 1)
+            )
+        )
+        for expression in expressions
+    ]
+    telling = [rows for rows in found if rows and len(rows) <= common]
+    return telling or [rows for rows in found if rows]
+
+
+def _owner_expression(within: Reach, current: str, past: str) -> str:
+    if within.owner is None:
+        return ""
+    tokens = [f"{current}{within.owner}"] + ([] if within.heads_only else [f"{past}{within.owner}"])
+    return f"owner : ({' OR '.join(rank.quoted(token) for token in tokens)}) AND "
+
+
+def _document_statistics(tx: Tx, within: Reach) -> tuple[int, float]:
+    """(documents, average words) of the owner's heads, or of the file where no owner is named."""
+    if within.owner is None:
+        [(documents, words)] = tx.execute("select sum(documents), sum(words) from owner").fetchall()
+    else:
+        [(documents, words)] = tx.execute("select documents, words from owner where id = ?", (within.owner,)).fetchall()
+    return documents or 0, (words or 0) / max(documents or 0, 1)
+
+
+def mention_pool(tx: Tx, within: Reach, query: str, k: int = POOL) -> dict[int, float]:
+    """Version id -> share of the query's mentions (names, identifiers, numbers) that the version holds."""
+    names = rank.mentions(query)
+    if not names or within.owner is None:
+        return {}
+    where = within.where()
+    rows = tx.execute(
+        "select v.id, count(*) * 1.0 / ? share from mention x join version v on v.id = x.version_id "
+        "join memory m on m.id = v.memory_id where x.owner_id = ? and x.name in (select value from json_each(?)) "
+        f"and {where.sql} group by v.id order by share desc, v.id limit ?",
+        (len(names), within.owner, json.dumps(names), *where.bindings, k),
+    )
+    return dict(rows.fetchall())
+
+
+def mention_shares(tx: Tx, within: Reach, query: str, versions: Sequence[int]) -> dict[int, float]:
+    """Version id -> share of the query's mentions in it, for these versions, wherever the pool was cut."""
+    names = rank.mentions(query)
+    if not names or within.owner is None:
+        return {}
+    rows = tx.execute(
+        "select version_id, count(*) * 1.0 / ? from mention where owner_id = ? "
+        "and name in (select value from json_each(?)) and version_id in (select value from json_each(?)) "
+        "group by version_id",
+        (len(names), within.owner, json.dumps(names), json.dumps(list(versions))),
+    )
+    return dict(rows.fetchall())
+
+
+def turn_pool(
+    tx: Tx, within: Reach, text: str, query: Vector, *, pending_only: bool, k: int = POOL
+) -> tuple[dict[int, float], dict[int, float]]:
+    """(by vector, by words) of raw turns: message id -> score. Suppressed turns are in no index."""
+    parts, bindings = ["embedding match ?", "k = ?"], [query.tobytes(), k]
+    for sql, value in (
+        ("owner_id = ?", within.owner),
+        ("agent = ?", within.scope.agent_id),
+        ("run = ?", within.scope.run_id),
+        ("pending = ?", 1 if pending_only else None),
+    ):
+        if value is not None:
+            parts.append(sql)
+            bindings.append(value)
+    rows = tx.execute(f"select rowid, distance from turn_vec where {' and '.join(parts)}", bindings).fetchall()
+    by_vector = {row: 1.0 - distance for row, distance in rows}
+    tokens = [] if within.owner is None else [f"p{within.owner}"] + ([] if pending_only else [f"x{within.owner}"])
+    prefix = f"owner : ({' OR '.join(rank.quoted(t) for t in tokens)}) AND " if tokens else ""
+    documents = _turn_count(tx, within)
+    postings = _postings(tx, "turn_fts", prefix, rank.terms(text), documents)
+    best = list(rank.rarest_first(postings, documents, keep=k))
+    contents = tx.execute(
+        "select id, content from message where id in (select value from json_each(?))", (json.dumps(best),)
+    )
+    lengths = {row: rank.word_count(content) for row, content in contents}
+    average = sum(lengths.values()) / max(len(lengths), 1)
+    return by_vector, rank.bm25(postings, lengths, documents=documents, average_words=average)
+
+
+def has_pending(tx: Tx, within: Reach) -> bool:
+    """Whether any turn of the owner still waits for extraction."""
+    owned, bindings = ("", ()) if within.owner is None else ("owner_id = ? and", (within.owner,))
+    row = tx.execute(f"select 1 from episode where {owned} state = 'pending' limit 1", bindings).fetchone()
+    return row is not None
+
+
+def _turn_count(tx: Tx, within: Reach) -> int:
+    owned, bindings = ("", ()) if within.owner is None else ("where e.owner_id = ?", (within.owner,))
+    [(count,)] = tx.execute(
+        f"select count(*) from episode e join message t on t.episode_id = e.id {owned}", bindings
+    ).fetchall()
+    return int(count)
+
+
+def turns(tx: Tx, within: Reach, ids: Sequence[int]) -> dict[int, TurnRecord]:
+    """The raw turns in reach among these message ids."""
+    rows = tx.execute(
+        "select t.id, t.episode_id, t.position, t.role, t.name, t.content, e.user_id, e.agent_id, e.run_id, "
+        "e.event_at, iif(e.state = 'pending', 'pending', 'extracted') "
+        "from json_each(?) j join message t on t.id = j.value "
+        "join episode e on e.id = t.episode_id where t.suppressed_at is null and e.mode = 'infer'",
+        (json.dumps(list(ids)),),
+    )
+    found = {}
+    for row_id, episode_id, position, role, name, content, user, agent, run, event_at, state in rows:
+        scope = Scope(user, agent, run)
+        if matches(within.scope, scope):
+            found[row_id] = TurnRecord(episode_id, position, role, name, content, scope, event_at, state)
+    return found
+
+
+def matches(wanted: Scope, found: Scope) -> bool:
+    pairs = zip(
+        (wanted.user_id, wanted.agent_id, wanted.run_id), (found.user_id, found.agent_id, found.run_id), strict=True
+    )
+    return all(want is None or want == have for want, have in pairs)
+
+
+# -------------------------------------------------------------------- neighbours
+
+
+def take_snapshot(tx: Tx, scope: Scope) -> Snapshot:
+    """The owner's revision and the newest version of the file, as this transaction sees them."""
+    row = tx.execute("select revision from owner where token = ?", (scope.owner,)).fetchone()
+    (newest,) = tx.execute("select coalesce(max(id), 0) from version").fetchone()
+    return Snapshot(0 if row is None else row[0], newest)
+
+
+def neighbours(
+    tx: Tx, scope: Scope, text: str, vector: Vector, *, event_at: Instant, now: Instant, k: int
+) -> tuple[Neighbour, ...]:
+    """The k most similar memories that a fact of this scope is reconciled with, nearest first.
+
+    Union of vector, word and mention pools over the owner's rows whose run is the fact's or none, plus tombstones
+    that became true after the fact: an older fact must not rise again.
+    """
+    row = tx.execute("select id from owner where token = ?", (scope.owner,)).fetchone()
+    if row is None:
+        return ()
+    owned = Reach(Scope(), row[0], now)
+    pools = [
+        vector_pool(tx, owned, vector, k * 4),
+        word_pool(tx, owned, text, k * 2),
+        mention_pool(tx, owned, text, k * 2),
+    ]
+    candidates = list({version for pool in pools for version in pool})
+    rows = tx.execute(
+        f"{_NEIGHBOUR} where v.id in (select value from json_each(?2)) and m.head = v.id and m.deleted_at is null "
+        "and (m.run_id is null or m.run_id is ?3) and (m.agent_id is null or m.agent_id is ?4) "
+        "and (m.expires_at is null or m.expires_at > ?5) "
+        f"union all {_NEIGHBOUR} where m.owner_id = ?6 and m.delete_event_at > ?7 and v.suppressed = 0 "
+        "and m.head = v.id and (m.run_id is null or m.run_id is ?3) and (m.agent_id is null or m.agent_id is ?4) "
+        "order by 4 limit ?8",
+        (vector.tobytes(), json.dumps(candidates), scope.run_id, scope.agent_id, now, row[0], event_at, k),
+    )
+    return tuple(
+        Neighbour(id_, number, text_, 1.0 - distance, valid_from, Actor(actor), agent, run, bool(deleted))
+        for id_, number, text_, distance, valid_from, actor, agent, run, deleted in rows
+    )
+
+
+_NEIGHBOUR = (
+    "select m.id, v.number, v.text, vec_distance_cosine(x.embedding, ?1), v.valid_from, m.actor, m.agent_id, m.run_id, "
+    "m.deleted_at is not null "
+    "from version v join memory m on m.id = v.memory_id join memory_vec x on x.rowid = v.id"
+)
