@@ -1,0 +1,384 @@
+"""Facts x neighbours to decisions: ADD, UPDATE, DELETE or NOOP, and of which memory.
+
+An exact duplicate needs no model. Otherwise the relation of the fact to each near neighbour is scored by the model
+(one-letter labels), and weighed together with what can be seen without understanding (`relate.signals`). The weights
+are data, fitted per model (``rules/decide.toml``). What is in doubt never replaces or removes a memory.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from fnmatch import fnmatchcase
+from weakref import WeakKeyDictionary
+
+from localmem import forget, prompts, relate, rules, support, words
+from localmem.errors import GeneratorError
+from localmem.types import Actor, Decision, Fact, Generator, Message, Neighbour, Op, Prompt, Relation
+
+# The relations that call for the same operation are weighed as one.
+NONE, SAME, CHANGES, RETRACTS = "none", "same", "changes", "retracts"
+_GROUPS: Mapping[str, tuple[Relation, ...]] = {
+    NONE: (Relation.UNRELATED, Relation.COEXISTS),
+    SAME: (Relation.SAME,),
+    CHANGES: (Relation.REFINES, Relation.CHANGES),
+    RETRACTS: (Relation.RETRACTS,),
+}
+_OPS = {SAME: Op.NOOP, CHANGES: Op.UPDATE, RETRACTS: Op.DELETE}
+_MERGED_TOKENS_MAX = 64
+_CONTENT_FREE = ("N/A", "")
+
+
+@dataclass(frozen=True, slots=True)
+class Policy:
+    """The numbers of the decision. Build one with `policy_for`; probabilities and cosines in [0, 1]."""
+
+    weights: Mapping[str, Mapping[str, float]]  # class -> signal -> weight, against "none"
+    label_weights: Mapping[str, float]  # class -> weight of the model's own log-odds
+    signal_scale: float  # how much the seen signals count beside the model
+    calibrated: bool  # subtract the label bias measured on content-free notes (Zhao et al. 2021)
+    accept: Mapping[str, float]  # class -> probability from which it is believed
+    doubt: Mapping[str, float]  # class -> probability from which it is in doubt
+    duplicate_cosine: float  # a NOOP in doubt stands from here on
+    cosine_min: float  # neighbours further off are not asked about
+    asked_max: int  # neighbours asked about, nearest first
+
+
+@dataclass(frozen=True, slots=True)
+class _View:
+    """One neighbour as seen from the fact: probabilities of the classes, and the model's log-scores of relations."""
+
+    neighbour: Neighbour
+    chances: Mapping[str, float]
+    relations: Mapping[Relation, float]
+
+
+def policy_for(generator_id: str | None) -> Policy:
+    """The fitted numbers for a model; those for any able model where it has none of its own."""
+    table = rules.load("decide").table
+    fits = table["models"]
+    chosen = next((fit for fit in fits if fnmatchcase((generator_id or "none").lower(), fit["pattern"])), fits[-1])
+    return Policy(
+        weights=table["weights"],
+        label_weights=chosen["labels"],
+        signal_scale=chosen["signal_scale"],
+        calibrated=chosen["calibrated"],
+        accept=chosen["accept"],
+        doubt=chosen["doubt"],
+        duplicate_cosine=table["duplicate_cosine"],
+        cosine_min=table["cosine_min"],
+        asked_max=table["asked_max"],
+    )
+
+
+def decide(
+    generator: Generator | None,
+    fact: Fact,
+    neighbours: Sequence[Neighbour],
+    *,
+    policy: Policy | None = None,
+    changeable: Callable[[Neighbour], bool] = lambda _: True,
+) -> Decision:
+    """The decision about one fact. See `decide_all`."""
+    return decide_all(generator, [fact], [neighbours], policy=policy, changeable=changeable)[0]
+
+
+def decide_all(
+    generator: Generator | None,
+    facts: Sequence[Fact],
+    neighbours: Sequence[Sequence[Neighbour]],
+    *,
+    policy: Policy | None = None,
+    changeable: Callable[[Neighbour], bool] = lambda _: True,
+) -> list[Decision]:
+    """One decision for each fact, in order; ``neighbours`` has a row for each fact.
+
+    ``changeable``: whether this fact's scope may update or delete the neighbour; where it may not, the fact is added
+    beside it. Without a generator the signals decide alone. Raises GeneratorError when the model fails.
+    """
+    policy = policy or policy_for(generator.id if generator else None)
+    asked = [_asked(fact, near, policy) for fact, near in zip(facts, neighbours, strict=True)]
+    pairs = [(fact, other) for fact, near in zip(facts, asked, strict=True) for other in near]
+    scores = iter(relation_scores(generator, pairs, calibrated=policy.calibrated))
+    decisions = []
+    for fact, near, shown in zip(facts, asked, neighbours, strict=True):
+        views = [_view(fact, other, near, next(scores), policy) for other in near]
+        decision = _duplicate(fact, shown) or _judged(generator, fact, views, policy, changeable)
+        decisions.append(replace(decision, neighbours=tuple(shown)))
+    return decisions
+
+
+def same_words(a: str, b: str) -> bool:
+    """Whether two texts differ in nothing but Unicode form, case, blanks and closing marks."""
+    return _plain(a) == _plain(b)
+
+
+def _plain(text: str) -> str:
+    return " ".join(words.fold(text).split()).rstrip(" .,;:!…")
+
+
+def _duplicate(fact: Fact, neighbours: Sequence[Neighbour]) -> Decision | None:
+    known = tuple(other for other in neighbours if same_words(other.text, fact.text))[:1]
+    if not known:
+        return None
+    return Decision(fact, Op.NOOP, known, guards=("exact_duplicate",), reason="already known, word for word")
+
+
+def _asked(fact: Fact, neighbours: Sequence[Neighbour], policy: Policy) -> list[Neighbour]:
+    """The nearest neighbours worth asking about; none where one is an exact duplicate."""
+    if _duplicate(fact, neighbours):
+        return []
+    near = [other for other in neighbours if other.cosine >= policy.cosine_min]
+    return sorted(near, key=lambda other: -other.cosine)[: policy.asked_max]
+
+
+# ------------------------------------------------------------------ what the model says
+
+
+def relation_scores(
+    generator: Generator | None, pairs: Sequence[tuple[Fact, Neighbour]], *, calibrated: bool
+) -> list[Mapping[Relation, float]]:
+    """The model's log-score of each relation for each pair; empty without a model.
+
+    ``calibrated``: less its bias for a letter, measured on notes without content.
+    """
+    if generator is None or not pairs:
+        return [{} for _ in pairs]
+    file = prompts.load("relation")
+    relations = [Relation(meaning) for meaning in file.labels]
+    symbols = list(file.labels.values())
+    bias = _label_bias(generator, symbols) if calibrated else (0.0,) * len(symbols)
+    asked = [prompts.render("relation", known=other.text, new=fact.text) for fact, other in pairs]
+    rows = score_many(generator, asked, symbols)
+    return [{relation: row[i] - bias[i] for i, relation in enumerate(relations)} for row in rows]
+
+
+def _label_bias(generator: Generator, symbols: Sequence[str]) -> tuple[float, ...]:
+    """Mean log-score of each label for notes without content; measured once for a generator."""
+    if generator not in _BIASES:
+        blank = [prompts.render("relation", known=text, new=text) for text in _CONTENT_FREE]
+        rows = score_many(generator, blank, symbols)
+        _BIASES[generator] = tuple(sum(column) / len(rows) for column in zip(*rows, strict=True))
+    return _BIASES[generator]
+
+
+# A model's bias does not change while it is open; measuring it costs two of the prompts of a decision.
+_BIASES: WeakKeyDictionary[Generator, tuple[float, ...]] = WeakKeyDictionary()
+
+
+def score_many(generator: Generator, asked: Sequence[Prompt], labels: Sequence[str]) -> list[tuple[float, ...]]:
+    """`score_labels` of several prompts, side by side where the generator can."""
+    together = getattr(generator, "score_labels_many", None)
+    if together is not None:
+        return list(together(asked, labels))
+    return [tuple(generator.score_labels(prompt, labels)) for prompt in asked]
+
+
+def label_odds(relations: Mapping[Relation, float]) -> dict[str, float]:
+    """Log-odds of each class against "none" by the model's scores alone; 0 for all without scores."""
+    if not relations:
+        return dict.fromkeys(_OPS, 0.0)
+    totals = {name: _log_sum([relations[r] for r in group]) for name, group in _GROUPS.items()}
+    return {name: max(-12.0, min(12.0, totals[name] - totals[NONE])) for name in _OPS}
+
+
+def _log_sum(values: Sequence[float]) -> float:
+    top = max(values)
+    return top + math.log(sum(math.exp(value - top) for value in values))
+
+
+# ------------------------------------------------------------------ weighing
+
+
+def _view(
+    fact: Fact, other: Neighbour, near: Sequence[Neighbour], relations: Mapping[Relation, float], policy: Policy
+) -> _View:
+    said, known = relate.neutral(fact.text, other.text)
+    seen = relate.signals(said, known, other.cosine, [n.cosine for n in near])
+    told = chances(seen, label_odds(relations), policy)
+    if not relate.may_repeat(said, known, other.cosine):
+        told = {**told, NONE: told[NONE] + told[SAME], SAME: 0.0}
+    return _View(other, told, relations)
+
+
+def chances(seen: Mapping[str, float], odds: Mapping[str, float], policy: Policy) -> dict[str, float]:
+    """Probabilities of none, same, changes and retracts from the signals and the model's log-odds."""
+    totals = {NONE: 0.0}
+    for name in _OPS:
+        weights = policy.weights[name]
+        total = sum(weight * seen.get(signal, 0.0) for signal, weight in weights.items())
+        totals[name] = policy.signal_scale * total + policy.label_weights[name] * odds[name]
+    norm = _log_sum(list(totals.values()))
+    return {name: math.exp(total - norm) for name, total in totals.items()}
+
+
+def _judged(
+    generator: Generator | None,
+    fact: Fact,
+    views: Sequence[_View],
+    policy: Policy,
+    changeable: Callable[[Neighbour], bool],
+) -> Decision:
+    """The class that is believed most beyond what is asked of it, turned into a decision by the rules."""
+    name, view = _strongest(views, policy.accept)
+    if view is None:
+        return _doubtful(fact, views, policy, changeable)
+    probabilities = dict(view.chances)
+    if name == SAME:
+        return _noop(fact, view, probabilities)
+    if not changeable(view.neighbour):
+        return _added(fact, views, guards=("out_of_reach",), reason="a memory of a wider scope stays as it is")
+    if _outranked(fact, view.neighbour):
+        return _contested(fact, view, "assistant_over_user", "the assistant does not overrule the user")
+    if name == RETRACTS and not relate.states_replacement(fact.text):
+        targets = [v for v in views if v.chances[RETRACTS] >= policy.accept[RETRACTS]]
+        return _deleted(fact, [v for v in targets if changeable(v.neighbour) and not _outranked(fact, v.neighbour)])
+    return _updated(generator, fact, view, policy)
+
+
+def _strongest(views: Sequence[_View], bounds: Mapping[str, float]) -> tuple[str, _View | None]:
+    """The class and neighbour furthest above the bound of the class; (NONE, None) when nothing reaches it.
+
+    "Same" also has to be the likeliest of its neighbour's classes: a NOOP in error loses what was said.
+    """
+    passing = [
+        (v.chances[name] / bounds[name], name, v)
+        for v in views
+        for name in _OPS
+        if v.chances[name] >= bounds[name] and (name != SAME or v.chances[SAME] == max(v.chances.values()))
+    ]
+    if not passing:
+        return NONE, None
+    _, name, view = max(passing, key=lambda found: found[0])
+    return name, view
+
+
+def _doubtful(fact: Fact, views: Sequence[_View], policy: Policy, changeable: Callable[[Neighbour], bool]) -> Decision:
+    """Nothing is believed: NOOP for a near duplicate, both contested for a possible change, else a plain ADD."""
+    name, view = _strongest(views, policy.doubt)
+    if view is not None and name == SAME and view.neighbour.cosine >= policy.duplicate_cosine:
+        return replace(_noop(fact, view, view.chances), guards=("doubt", "duplicate_cosine"))
+    retracted = forget.retraction(fact.text) is not None and not relate.states_replacement(fact.text)
+    if view is not None and name in (CHANGES, RETRACTS) and changeable(view.neighbour):
+        return _contested(fact, view, "doubt", "may change a memory, but that is not certain enough")
+    if retracted:
+        return Decision(
+            fact, Op.NOOP, confidence=_best(views), guards=("retraction",), reason="retraction without target"
+        )
+    return _added(fact, views)
+
+
+def _outranked(fact: Fact, other: Neighbour) -> bool:
+    return fact.actor is Actor.ASSISTANT and other.actor is Actor.USER
+
+
+def _best(views: Sequence[_View]) -> float:
+    """How sure it is that the fact stands alone: the smallest chance of "none"."""
+    return min((view.chances[NONE] for view in views), default=1.0)
+
+
+def _added(fact: Fact, views: Sequence[_View], *, guards: tuple[str, ...] = (), reason: str = "new") -> Decision:
+    nearest: Mapping[str, float] = min(views, key=lambda v: v.chances[NONE]).chances if views else {}
+    return Decision(fact, Op.ADD, confidence=_best(views), guards=guards, probabilities=dict(nearest), reason=reason)
+
+
+def _contested(fact: Fact, view: _View, guard: str, reason: str) -> Decision:
+    return Decision(
+        fact,
+        Op.ADD,
+        confidence=view.chances[NONE],
+        contested=(view.neighbour,),
+        guards=(guard,),
+        probabilities=dict(view.chances),
+        reason=reason,
+    )
+
+
+def _noop(fact: Fact, view: _View, probabilities: Mapping[str, float]) -> Decision:
+    return Decision(
+        fact,
+        Op.NOOP,
+        (view.neighbour,),
+        confidence=view.chances[SAME],
+        probabilities=dict(probabilities),
+        reason="already known",
+    )
+
+
+def _deleted(fact: Fact, targets: Sequence[_View]) -> Decision:
+    first = max(targets, key=lambda v: v.chances[RETRACTS])
+    return Decision(
+        fact,
+        Op.DELETE,
+        tuple(v.neighbour for v in targets),
+        confidence=first.chances[RETRACTS],
+        probabilities=dict(first.chances),
+        reason="retracted",
+    )
+
+
+# ------------------------------------------------------------------ the wording of an update
+
+
+def _updated(generator: Generator | None, fact: Fact, view: _View, policy: Policy) -> Decision:
+    """UPDATE with the complete new wording; ADD where details would be lost and no merged wording holds."""
+    known = view.neighbour
+    update = Decision(
+        fact,
+        Op.UPDATE,
+        (known,),
+        text=fact.text,
+        confidence=max(view.chances[CHANGES], view.chances[RETRACTS]),
+        probabilities=dict(view.chances),
+        reason="changed",
+    )
+    if relate.adds_up(fact.text, known.text) or not _refines(fact, view, policy):
+        return update
+    merged = _merged(generator, fact, known)
+    if merged is not None:
+        return replace(update, text=merged, reason="refined", guards=("merged",))
+    return _beside(fact, view)
+
+
+def _beside(fact: Fact, view: _View) -> Decision:
+    return Decision(
+        fact,
+        Op.ADD,
+        confidence=view.chances[NONE],
+        guards=("not_merged",),
+        probabilities=dict(view.chances),
+        reason="adds to a memory, but no wording kept all details of both",
+    )
+
+
+def _refines(fact: Fact, view: _View, policy: Policy) -> bool:
+    """Whether the old details stay true: no sign of a conflict, and what the model says, by its weight."""
+    told = 0.0
+    if view.relations:
+        told = policy.label_weights[CHANGES] * (view.relations[Relation.REFINES] - view.relations[Relation.CHANGES])
+    return told + (-1.0 if relate.conflicts(fact.text, view.neighbour.text) else 1.0) > 0
+
+
+def _merged(generator: Generator | None, fact: Fact, known: Neighbour) -> str | None:
+    """One wording of both, checked: no content word of either is lost and nothing is new. None when there is none."""
+    if generator is None:
+        return None
+    subjects = sorted(
+        {text.partition(" ")[0].removesuffix("'s").removesuffix("’s") for text in (fact.text, known.text)}
+    )
+    try:
+        reply = generator.generate(
+            prompts.render("merge", known=known.text, new=fact.text),
+            grammar=prompts.grammar("merge", subjects=subjects),
+            tokens_max=_MERGED_TOKENS_MAX,
+        )
+    except GeneratorError:
+        return None  # the fact is safe without a merged wording
+    text = " ".join(reply.split()).rstrip(" .,;:")
+    both = frozenset(relate.content(fact.text)) | frozenset(relate.content(known.text))
+    if frozenset(relate.content(text)) != both:
+        return None
+    source = f"{known.text}\n{fact.text}"
+    failed = support.check(text, source, [Message("user", source)], [], fact.event_at)
+    return None if failed else text

@@ -1,0 +1,382 @@
+"""Messages to facts: what was said that is worth keeping, each with the words that prove it.
+
+The generator reads a part of the messages at a time and answers with one fact a line, under a grammar, so that a
+malformed reply cannot occur. The evidence is not generated: it is found afterwards as an exact substring. What can't
+be found is kept apart as unsupported and never becomes a memory.
+
+A model too small for that (data: ``rules/extract.toml``) is led clause by clause: fitted weights choose the clauses
+to keep, and the model only chooses between wordings made of the person's own words, so that it can't invent.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from fnmatch import fnmatchcase
+
+from localmem import clauses, dates, gbnf, prompts, rules, support, words
+from localmem.config import Limits
+from localmem.types import Actor, Fact, Generator, Instant, Kind, Message, Span
+
+FACT_CHARS_MAX = 200
+USER, ASSISTANT = "User", "Assistant"
+_SPEAKING = ("user", "assistant", "tool", "document")
+_ACTORS = {"assistant": Actor.ASSISTANT, "tool": Actor.TOOL, "document": Actor.DOCUMENT}
+
+
+@dataclass(frozen=True, slots=True)
+class ExtractContext:
+    """What was known and said before: summary lines as composed, and the last messages, newest first."""
+
+    summary: tuple[str, ...] = ()
+    recent: tuple[Message, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Extraction:
+    """``facts`` in the order they were said. ``unsupported``: a fact and the names of the guards it failed."""
+
+    facts: tuple[Fact, ...] = ()
+    unsupported: tuple[tuple[Fact, tuple[str, ...]], ...] = ()
+    fingerprint: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class _Piece:
+    """Part of one message, small enough to be read at once: characters from ``offset`` of message ``index``."""
+
+    index: int
+    offset: int
+    message: Message
+
+
+@dataclass(frozen=True, slots=True)
+class _Draft:
+    """A worded fact; ``span`` where the wording was made from known words, else still to be found."""
+
+    text: str
+    span: Span | None = None
+
+
+def extract(
+    generator: Generator,
+    messages: Sequence[Message],
+    *,
+    context: ExtractContext,
+    event_at: Instant,
+    limits: Limits,
+) -> Extraction:
+    """The facts in the messages, said at ``event_at``. Raises GeneratorError when the model fails."""
+    by_clause = reads_by_clause(generator.id)
+    shown = _shown_context(generator, context, limits)
+    found: list[tuple[Fact, tuple[str, ...]]] = []
+    for part in _parts(generator, messages, limits):
+        drafts = _clause_drafts(generator, part, shown) if by_clause else _whole_drafts(generator, part, shown, limits)
+        found.extend(_examined(draft, part, shown, event_at) for draft in drafts)
+    facts = _once([fact for fact, guards in found if not guards])
+    refused = [(fact, guards) for fact, guards in found if guards and guards != ("known",)]
+    return Extraction(facts, tuple(refused), _fingerprint(by_clause))
+
+
+def reads_by_clause(generator_id: str) -> bool:
+    """Whether this model is one of those that invent facts when they are asked for all of them at once."""
+    patterns = rules.load("extract").table["reading"]["by_clause"]
+    tuned = "+" in generator_id  # llama:MODEL+ADAPTER
+    return not tuned and any(fnmatchcase(generator_id.lower(), pattern) for pattern in patterns)
+
+
+def _fingerprint(by_clause: bool) -> dict[str, str]:
+    return {
+        "extract_prompt": prompts.load("extract").version,
+        "extract_rules": rules.load("extract").version,
+        "extract_reading": "clauses" if by_clause else "whole",
+    }
+
+
+# ------------------------------------------------------------------ what the model is shown
+
+
+def _shown_context(generator: Generator, context: ExtractContext, limits: Limits) -> ExtractContext:
+    """Within ``limits.context_tokens``: the last messages, newest first, then the summary from its top."""
+    left = limits.context_tokens
+    recent: list[Message] = []
+    for message in context.recent[: limits.context_messages_max]:
+        if message.role not in _SPEAKING:
+            continue
+        bound = limits.assistant_context_tokens if message.role == "assistant" else limits.context_tokens
+        content, cost = _cut(generator, message.content, min(bound, left))
+        if not content:
+            break
+        recent.append(replace(message, content=content))
+        left -= cost
+    summary: list[str] = []
+    for line in context.summary:
+        cost = generator.count_tokens(line) + 2
+        if cost > left:
+            break
+        summary.append(line)
+        left -= cost
+    return ExtractContext(tuple(summary), tuple(recent))
+
+
+def _cut(generator: Generator, text: str, tokens_max: int) -> tuple[str, int]:
+    """(the text or its beginning, its tokens): at most about ``tokens_max``, cut between words, empty if none fit."""
+    cost = generator.count_tokens(text)
+    while cost > tokens_max and text:
+        keep = int(len(text) * tokens_max / cost)
+        text = text[: min(keep, len(text) - 1)].rpartition(" ")[0]
+        cost = generator.count_tokens(text) if text else 0
+    return text, cost
+
+
+def _parts(generator: Generator, messages: Sequence[Message], limits: Limits) -> Iterator[list[_Piece]]:
+    """The messages, in order, in groups of at most ``part_tokens_max`` tokens; system messages are not read."""
+    part: list[_Piece] = []
+    used = 0
+    for index, message in enumerate(messages):
+        if message.role not in _SPEAKING or not message.content.strip():
+            continue
+        for offset, text, cost in _split(generator, message.content, limits.part_tokens_max):
+            if part and used + cost > limits.part_tokens_max:
+                yield part
+                part, used = [], 0
+            part.append(_Piece(index, offset, replace(message, content=text)))
+            used += cost
+    if part:
+        yield part
+
+
+def _split(generator: Generator, text: str, tokens_max: int) -> Iterator[tuple[int, str, int]]:
+    """(offset, part, tokens) of a text, cut at sentence ends; a sentence longer than a part is cut between words."""
+    cost = generator.count_tokens(text)
+    if cost <= tokens_max:
+        yield 0, text, cost
+        return
+    start = end = used = 0
+    for begin, stop in _bounded(generator, text, tokens_max):
+        cost = generator.count_tokens(text[begin:stop]) + 1
+        if end > start and used + cost > tokens_max:
+            yield start, text[start:end], used
+            start, used = begin, 0
+        end = stop
+        used += cost
+    if end > start:
+        yield start, text[start:end], used
+
+
+def _bounded(generator: Generator, text: str, tokens_max: int) -> Iterator[tuple[int, int]]:
+    for begin, stop in clauses.sentences(text):
+        while generator.count_tokens(text[begin:stop]) > tokens_max:
+            piece, _ = _cut(generator, text[begin:stop], tokens_max)
+            size = len(piece) or max(1, tokens_max // 2)  # no blank to cut at
+            yield begin, begin + size
+            begin += size
+        if begin < stop:
+            yield begin, stop
+
+
+def _speaker(message: Message) -> str:
+    return message.name if message.name else message.role
+
+
+def _lines(messages: Sequence[Message]) -> str:
+    return "\n".join(f"{_speaker(m)}: {_quoted(m)}" for m in messages)
+
+
+def _quoted(message: Message) -> str:
+    """Tool results and documents are shown as quotations: nobody in the conversation said them."""
+    if message.role in ("tool", "document"):
+        return "> " + message.content.strip().replace("\n", "\n> ")
+    return message.content.strip()
+
+
+def _subjects(messages: Sequence[Message]) -> tuple[str, ...]:
+    """Whom a fact may be about: the named people, where people are named, else User; and Assistant."""
+    names = tuple(dict.fromkeys(_name(m) for m in messages if m.role == "user"))
+    return (*names, ASSISTANT) if any(m.role == "assistant" for m in messages) or not names else names
+
+
+def _name(message: Message) -> str:
+    return " ".join(message.name.split()) if message.name and message.name.strip() else USER
+
+
+# ------------------------------------------------------------------ reading a part whole
+
+
+def _whole_drafts(
+    generator: Generator, part: Sequence[_Piece], context: ExtractContext, limits: Limits
+) -> Iterator[_Draft]:
+    said = [piece.message for piece in part]
+    block = ""
+    if context.summary:
+        block += "Known:\n" + "".join(f"- {line}\n" for line in context.summary)
+    if context.recent:
+        block += f"Earlier:\n{_lines(context.recent[::-1])}\n"
+    reply = generator.generate(
+        prompts.render("extract", context=block, messages=_lines(said)),
+        grammar=prompts.grammar("extract", subjects=_subjects(said)),
+        tokens_max=limits.reply_tokens_max,
+    )
+    if reply.strip() == "NONE":
+        return
+    for line in reply.splitlines():
+        if line.startswith("- "):
+            yield _Draft(line[2:])
+
+
+# ------------------------------------------------------------------ reading clause by clause
+
+
+def _clause_drafts(generator: Generator, part: Sequence[_Piece], context: ExtractContext) -> Iterator[_Draft]:
+    before: Message | None = context.recent[0] if context.recent else None
+    said = [piece.message for piece in part]
+    for position, piece in enumerate(part):
+        if piece.message.role == "user":
+            after = said[position + 1] if position + 1 < len(said) else None
+            for clause in clauses.worth_keeping(piece.message.content, before=before, after=after):
+                lattice = clauses.restate(
+                    clause.text, _name(piece.message), before=piece.message.content[: clause.start]
+                )
+                if lattice:
+                    start, end = piece.offset + clause.start, piece.offset + clause.end
+                    yield _Draft(_worded(generator, clause.text, lattice), Span(piece.index, start, end))
+        before = piece.message
+
+
+def _worded(generator: Generator, clause: str, lattice: clauses.Lattice) -> str:
+    """The wording the model finds best among those of the lattice; no call where there is only one."""
+    if all(len(place) == 1 for place in lattice):
+        return clauses.likeliest(lattice)
+    reply = generator.generate(
+        prompts.render("restate", clause=clause),
+        grammar=_lattice_grammar(lattice),
+        tokens_max=8 + 6 * len(lattice),
+    )
+    return reply.strip()
+
+
+def _lattice_grammar(lattice: clauses.Lattice) -> str:
+    """GBNF of exactly the wordings of the lattice."""
+    places = (gbnf.literal(place[0]) if len(place) == 1 else gbnf.choice(place) for place in lattice)
+    return "root ::= " + ' " " '.join(places) + "\n"
+
+
+# ------------------------------------------------------------------ examining a draft
+
+
+def _examined(
+    draft: _Draft, part: Sequence[_Piece], context: ExtractContext, event_at: Instant
+) -> tuple[Fact, tuple[str, ...]]:
+    """The finished fact and the guards it failed; ``("known",)`` where it only repeats the context."""
+    said = [piece.message for piece in part]
+    text = _tidy(dates.rewrite(_tidy(draft.text), event_at))
+    span, quote = _evidence(draft, text, part, said, context)
+    role = said[_position(part, span)].role if span else "user"
+    actor = Actor.ASSISTANT if text.startswith(ASSISTANT) else _ACTORS.get(role, Actor.USER)
+    fact = Fact(text=text, quote=quote, span=span, kind=kind_of(text), actor=actor, event_at=event_at)
+    if not _has_content(text):
+        return fact, ("empty",)
+    if span is None and _repeats(text, context):
+        return fact, ("known",)
+    if role == "assistant" and not text.startswith(ASSISTANT):
+        return fact, ("assistant_only",)
+    if text.startswith(ASSISTANT) and role != "assistant":
+        return fact, ("not_promised",)
+    if span is None:  # nobody said it: 1 % of authored facts fall here, and most of what a model invents
+        return fact, ("evidence",)
+    history = [*context.summary, *(m.content for m in context.recent)]
+    return fact, tuple(support.check(text, quote, said, history, event_at))
+
+
+def _evidence(
+    draft: _Draft, text: str, part: Sequence[_Piece], said: Sequence[Message], context: ExtractContext
+) -> tuple[Span | None, str]:
+    """Where the draft's words were said, in positions of the episode; (None, "") when nowhere."""
+    if draft.span is not None:
+        piece = part[_position(part, draft.span)]
+        return draft.span, piece.message.content[draft.span.start - piece.offset : draft.span.end - piece.offset]
+    found = support.align(text, said)
+    if found is None:
+        found = _confirmation(text, said, context)
+    if found is None:
+        return None, ""
+    local, quote = found
+    piece = part[local.message]
+    return Span(piece.index, local.start + piece.offset, local.end + piece.offset), quote
+
+
+def _position(part: Sequence[_Piece], span: Span) -> int:
+    return next(
+        i
+        for i, p in enumerate(part)
+        if p.index == span.message and p.offset <= span.start < p.offset + len(p.message.content)
+    )
+
+
+def _confirmation(text: str, said: Sequence[Message], context: ExtractContext) -> tuple[Span, str] | None:
+    """The "yes" of a user to an assistant's question that holds the fact's words."""
+    before = context.recent[0] if context.recent else None
+    for position, message in enumerate(said):
+        asked = said[position - 1] if position else before
+        if message.role == "user" and asked is not None and asked.role == "assistant" and "?" in asked.content:
+            yes = re.match(_CONFIRMING, message.content.strip(), re.IGNORECASE)
+            if yes and support.align(text, [asked]) is not None:
+                start = message.content.index(yes.group())
+                return Span(position, start, start + len(yes.group())), yes.group()
+    return None
+
+
+_CONFIRMING = (
+    r"(?:yes|yep|yeah|yup|right|correct|exactly|indeed|sure|of course|that's (?:it|right|the one)|true|both|all of"
+    r"|ja|genau|oui|sí|si|sì|sim)\b[^\n]{0,60}"
+)
+
+
+def _tidy(text: str) -> str:
+    """One line, single blanks, no closing marks, at most FACT_CHARS_MAX characters cut between words."""
+    text = " ".join(text.split()).rstrip(" .,;:!-–—")
+    if len(text) <= FACT_CHARS_MAX:
+        return text
+    return text[: FACT_CHARS_MAX + 1].rpartition(" ")[0].rstrip(" .,;:!-–—")
+
+
+def _has_content(text: str) -> bool:
+    """More than its subject and function words."""
+    stop = words.all_stop_words()
+    return sum(1 for token in words.tokens(text)[1:] if token.folded not in stop) >= 1
+
+
+def _repeats(text: str, context: ExtractContext) -> bool:
+    same = words.fold(text).rstrip(".")
+    if any(words.fold(line).rstrip(".") == same for line in context.summary):
+        return True
+    known = [Message("user", line) for line in context.summary]
+    return support.align(text, [*known, *context.recent]) is not None
+
+
+_DATED = re.compile(
+    r"\b(?:19|20)\d\d-[01]\d(?:-[0-3]\d)?\b"
+    r"|\b(?:in|on|since|until|from|by)\s+(?:January|February|March|April|May|June|July|August|September|October|"
+    r"November|December)\b",
+)
+_BEHAVIOUR = re.compile(
+    r"\b(?:wants?|asks?|prefers?|likes?|wishes)\b.{0,40}\b(?:the assistant|answers?|answered|repl(?:y|ies)|responses?|"
+    r"reminders?|to be (?:called|addressed|reminded|asked))\b|\bthe assistant (?:should|must|may|is to|to)\b",
+    re.IGNORECASE,
+)
+
+
+def kind_of(text: str) -> Kind:
+    """procedural: how the assistant should behave. episodic: carries a date. Else semantic."""
+    if _BEHAVIOUR.search(text):
+        return Kind.PROCEDURAL
+    return Kind.EPISODIC if _DATED.search(text) else Kind.SEMANTIC
+
+
+def _once(facts: Sequence[Fact]) -> tuple[Fact, ...]:
+    """Without those whose words, apart from case and closing marks, were there before."""
+    seen: dict[str, Fact] = {}
+    for fact in facts:
+        seen.setdefault(words.fold(fact.text), fact)
+    return tuple(seen.values())
