@@ -1,0 +1,388 @@
+"""The write story of DESIGN section 3: mask, record, extract, embed, look around, decide, apply.
+
+Nothing between the two short writes holds a lock; what a failure leaves behind is a pending episode, and
+finish() brings it to its end exactly once, whoever calls it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from localmem import forget, rank, secrets, store_pools, store_read
+from localmem.config import Limits
+from localmem.decide import decide_all
+from localmem.errors import ConflictError, GeneratorError, LocalmemError, StorageError
+from localmem.extract import ExtractContext, Extraction, extract
+from localmem.store import EpisodeRecord, Store
+from localmem.store_apply import FORGET, RETRACTION, USER_REQUEST, OwnerMovedError, Plan, Snapshot, stated
+from localmem.types import (
+    JSON,
+    Actor,
+    Change,
+    Decision,
+    Embedder,
+    EpisodeId,
+    Fact,
+    Generator,
+    Instant,
+    Message,
+    Neighbour,
+    Op,
+    Scope,
+)
+
+if TYPE_CHECKING:
+    from localmem.db import Tx
+    from localmem.types import Vector, Vectors
+
+SUMMARY_LINES_MAX = 12
+FORGET_COSINE, FORGET_HALF_COSINE, FORGET_WORDS = 0.62, 0.45, 0.5
+
+
+@dataclass(frozen=True, slots=True)
+class Engine:
+    """What the stories work with; one for each Memory."""
+
+    store: Store
+    embedder: Embedder
+    generator: Callable[[], Generator]  # opened on first use
+    clock: Callable[[], Instant]
+    limits: Limits
+
+
+@dataclass(frozen=True, slots=True)
+class Added:
+    """What one add() came to. ``changes`` holds NOOPs too."""
+
+    episode_id: EpisodeId
+    changes: tuple[Change, ...]
+
+
+# -------------------------------------------------------------------- entrances
+
+
+def remember(
+    engine: Engine,
+    scope: Scope,
+    messages: Sequence[Message],
+    *,
+    event_at: Instant,
+    metadata: Mapping[str, JSON],
+    expires_at: Instant | None,
+) -> Added:
+    """``add(infer=True)``: record the episode, then finish it. Raises GeneratorError with the pending episode's id."""
+    masked = mask(messages)
+    episode_id = engine.store.record_episode(
+        scope,
+        masked,
+        event_at=event_at,
+        now=engine.clock(),
+        metadata=metadata,
+        expires_at=expires_at,
+        turn_vectors=engine.embedder.embed_passages([m.content for m in masked]),
+    )
+    return finish(engine, episode_id)
+
+
+def store_verbatim(
+    engine: Engine,
+    scope: Scope,
+    messages: Sequence[Message],
+    *,
+    event_at: Instant,
+    metadata: Mapping[str, JSON],
+    expires_at: Instant | None,
+) -> Added:
+    """``add(infer=False)``: each message becomes one memory as it is, in one transaction and without a model."""
+    masked = mask(messages)
+    facts = [_verbatim(m, i, event_at) for i, m in enumerate(masked) if m.role != "system"]
+    plan = Plan(
+        scope=scope,
+        decisions=tuple(Decision(fact, Op.ADD) for fact in facts),
+        vectors=_embed(engine, [fact.text for fact in facts]),
+        reason="verbatim",
+        event_at=event_at,
+        metadata=metadata,
+        expires_at=expires_at,
+    )
+    episode_id, changes = engine.store.record_verbatim(plan, masked, engine.clock())
+    return Added(episode_id, tuple(changes))
+
+
+def _verbatim(message: Message, position: int, event_at: Instant) -> Fact:
+    actor = Actor(message.role) if message.role in ("assistant", "tool", "document") else Actor.USER
+    return replace(stated(message.content, event_at, position), actor=actor)
+
+
+def mask(messages: Sequence[Message]) -> list[Message]:
+    """The messages with secrets replaced before anything is written; each one's context is the others' text."""
+    texts = [m.content for m in messages]
+    whole = "\n".join(texts)[:20_000]
+    return [replace(m, content=secrets.mask(m.content, whole).text) for m in messages]
+
+
+# -------------------------------------------------------------------- finishing an episode
+
+
+def finish(engine: Engine, episode_id: EpisodeId) -> Added:
+    """Bring a pending episode to its end: forget request, or extract and reconcile. Safe to call from anywhere twice.
+
+    Raises GeneratorError (or the MissingExtraError or ModelNotFoundError behind it) with ``episode_id`` set; the
+    episode stays pending and its words stay found.
+    """
+    with engine.store.db.snapshot() as tx:
+        episode = store_read.episode(tx, episode_id)
+    if episode.state != "pending":
+        return Added(episode_id, ())
+    try:
+        request = forget.detect(episode.messages)
+        if request is None or request.ambiguous:  # in doubt nothing is taken away
+            return Added(episode_id, _reconcile(engine, episode))
+        rest = _rest(episode, request)
+        changes = _forget(engine, episode, request, finish=rest is None)
+        if rest is None:
+            return Added(episode_id, changes)
+        return Added(episode_id, changes + _reconcile(engine, rest, suppress=((episode_id, request.message),)))
+    except Exception as error:
+        with contextlib.suppress(StorageError):  # a full disk must not hide what went wrong first
+            engine.store.episode_failed(episode_id, type(error).__name__)
+        told = _told(error, episode_id)
+        raise told from (None if told is error else error)
+
+
+def _told(error: Exception, episode_id: EpisodeId) -> Exception:
+    """The same error where it is ours, else a GeneratorError; both carry the id of the episode that waits."""
+    if not isinstance(error, LocalmemError):
+        error = GeneratorError(
+            f"reading the messages failed ({type(error).__name__}); episode {episode_id} is kept and pending: "
+            "call resume() when the cause is mended"
+        )
+    error.episode_id = episode_id  # type: ignore[attr-defined]
+    return error
+
+
+def _reconcile(
+    engine: Engine, episode: EpisodeRecord, *, suppress: tuple[tuple[EpisodeId, int], ...] = ()
+) -> tuple[Change, ...]:
+    generator = engine.generator()
+    found = extract(
+        generator,
+        episode.messages,
+        context=_context(engine, episode),
+        event_at=episode.event_at,
+        limits=engine.limits,
+    )
+    facts = found.facts[: engine.limits.facts_per_episode_max]
+    vectors = _embed(engine, [fact.text for fact in facts])
+    facts = _without_near_duplicates(facts, vectors)
+    for _ in range(engine.limits.reconcile_rounds_max):
+        snapshot, near = _look_around(engine, episode, facts, vectors)
+        decisions = [
+            _with_core(decision)
+            for decision in decide_all(generator, facts, near, changeable=lambda n: _may_change(episode.scope, n))
+        ]
+        vectors |= _embed(engine, [text for d in decisions if (text := d.text) and text not in vectors])
+        plan = replace(_plan(episode, decisions, found, vectors, snapshot, generator), suppress=suppress)
+        try:
+            changes = engine.store.apply(plan, engine.clock())
+        except OwnerMovedError:
+            continue
+        return () if changes is None else changes
+    raise ConflictError(
+        f"the memories of this owner kept changing; episode {episode.id} is pending, call resume() to finish it"
+    )
+
+
+def _context(engine: Engine, episode: EpisodeRecord) -> ExtractContext:
+    limits = engine.limits
+    with engine.store.db.snapshot() as tx:
+        recent = store_read.recent_messages(tx, episode.scope, before=episode.id, limit=limits.context_messages_max)
+        summary = store_read.summary_texts(tx, episode.scope, engine.clock(), SUMMARY_LINES_MAX)
+    return ExtractContext(summary=summary, recent=recent)
+
+
+def _look_around(
+    engine: Engine, episode: EpisodeRecord, facts: Sequence[Fact], vectors: Mapping[str, Vector]
+) -> tuple[Snapshot, list[tuple[Neighbour, ...]]]:
+    """Neighbours of all facts in one snapshot."""
+    with engine.store.db.snapshot() as tx:
+        snapshot = store_pools.take_snapshot(tx, episode.scope)
+        near = [
+            store_pools.neighbours(
+                tx,
+                episode.scope,
+                fact.text,
+                vectors[fact.text],
+                event_at=fact.event_at,
+                now=engine.clock(),
+                k=engine.limits.neighbours_per_fact,
+            )
+            for fact in facts
+        ]
+    return snapshot, near
+
+
+def _with_core(decision: Decision) -> Decision:
+    """A retraction without target keeps what it retracts as its text, so that an older fact meets it later."""
+    if RETRACTION not in decision.guards:
+        return decision
+    return replace(decision, text=forget.retraction(decision.fact.text) or decision.fact.text)
+
+
+def _may_change(scope: Scope, neighbour: Neighbour) -> bool:
+    """A run-scoped fact may not change a user-level row; it is added beside it."""
+    return scope.run_id is None or neighbour.run_id is not None
+
+
+def _plan(
+    episode: EpisodeRecord,
+    decisions: Sequence[Decision],
+    found: Extraction,
+    vectors: Mapping[str, Vector],
+    snapshot: Snapshot,
+    generator: Generator,
+) -> Plan:
+    refused = tuple(
+        Decision(fact, Op.NOOP, guards=guards, unsupported=True, reason="unsupported", confidence=0.0)
+        for fact, guards in found.unsupported
+    )
+    return Plan(
+        scope=episode.scope,
+        decisions=(*decisions, *refused),
+        vectors=vectors,
+        reason="model",
+        event_at=episode.event_at,
+        episode_id=episode.id,
+        snapshot=snapshot,
+        metadata=episode.metadata,
+        expires_at=episode.expires_at,
+        fingerprint={**generator.fingerprint(), **found.fingerprint},
+        log=True,
+    )
+
+
+def _without_near_duplicates(facts: Sequence[Fact], vectors: Mapping[str, Vector]) -> tuple[Fact, ...]:
+    """One reply may say the same thing twice; the second would not see the first among its neighbours."""
+    kept: list[Fact] = []
+    for fact in facts:
+        same = (float(np.dot(vectors[fact.text], vectors[other.text])) for other in kept)
+        if all(cosine < rank.NEAR_DUPLICATE_COSINE for cosine in same):
+            kept.append(fact)
+    return tuple(kept)
+
+
+def _embed(engine: Engine, texts: Iterable[str]) -> dict[str, Vector]:
+    unique = list(dict.fromkeys(texts))
+    if not unique:
+        return {}
+    rows: Vectors = engine.embedder.embed_passages(unique)
+    return dict(zip(unique, rows, strict=True))
+
+
+# -------------------------------------------------------------------- forgetting
+
+
+def _forget(
+    engine: Engine, episode: EpisodeRecord, request: forget.ForgetRequest, *, finish: bool
+) -> tuple[Change, ...]:
+    """Carry out a forget request at once, before any model is asked.
+
+    finish: the message says nothing else. Otherwise its other words go on to extraction, the request blanked out,
+    and the message is suppressed when the episode ends.
+    """
+    with engine.store.db.snapshot() as tx:
+        if store_read.has_forgotten(tx, episode.id):
+            return ()
+        targets, turns = _forget_targets(engine, tx, episode, request)
+    turns = [*turns, *_said_before(episode, request)]
+    words = episode.messages[request.message].content[request.span.start : request.span.end]
+    decision = Decision(
+        Fact(text=words, event_at=episode.event_at),
+        Op.DELETE if targets else Op.NOOP,
+        tuple(targets),
+        confidence=request.confidence,
+        guards=(FORGET,),
+        reason=USER_REQUEST if targets else "forget request without target",
+    )
+    plan = Plan(
+        scope=episode.scope,
+        decisions=(decision,),
+        vectors={},
+        reason="model",
+        event_at=episode.event_at,
+        episode_id=episode.id,
+        suppress=(*turns, *([(episode.id, request.message)] if finish else [])),
+        log=True,
+        finish=finish,
+    )
+    return engine.store.apply(plan, engine.clock()) or ()
+
+
+def _said_before(episode: EpisodeRecord, request: forget.ForgetRequest) -> list[tuple[EpisodeId, int]]:
+    """The user's messages before a "forget that" in the same exchange: they are what it means."""
+    if request.kind != "last" or request.own:
+        return []
+    return [(episode.id, i) for i in range(request.message) if episode.messages[i].role == "user"]
+
+
+def _rest(episode: EpisodeRecord, request: forget.ForgetRequest) -> EpisodeRecord | None:
+    """The episode without the request's words (positions unmoved), or None when nothing worth reading is left."""
+    if request.own or not request.remainder.strip():
+        return None
+    start, end = request.span.start, request.span.end
+    message = episode.messages[request.message]
+    blanked = message.content[:start] + " " * (end - start) + message.content[end:]
+    messages = list(episode.messages)
+    for _, position in _said_before(episode, request):
+        messages[position] = replace(messages[position], content="")
+    messages[request.message] = replace(message, content=blanked)
+    return replace(episode, messages=tuple(messages))
+
+
+def _forget_targets(
+    engine: Engine, tx: Tx, episode: EpisodeRecord, request: forget.ForgetRequest
+) -> tuple[list[Neighbour], list[tuple[EpisodeId, int]]]:
+    """(memories, raw messages) meant by a request, in the caller's own scope only."""
+    within = store_pools.reach(tx, episode.scope, engine.clock())
+    if within is None:
+        return [], []
+    everything = {n.id: n for n in store_read.targets(tx, within)}
+    if request.kind == "everything":
+        return list(everything.values()), store_read.owner_messages(tx, episode.scope, before=episode.id)
+    if request.kind == "last":
+        if request.own or _said_before(episode, request):
+            return [], []
+        ids = store_read.last_changed(tx, within, episode.id)
+        return [everything[i] for i in ids if i in everything], store_read.last_messages(tx, episode.scope, episode.id)
+    vector = engine.embedder.embed_query(request.query)
+    cosines = store_pools.vector_pool(tx, within, vector)
+    known = store_read.records(tx, within, list({*cosines, *store_pools.word_pool(tx, within, request.query)}))
+    ids = [r.id for v, (r, _) in known.items() if _is_meant(request.query, r.text, cosines.get(v, 0.0))]
+    turns = store_read.matching_messages(tx, episode.scope, before=episode.id)
+    meant = [(e, p) for e, p, content in turns if rank.coverage(request.query, content) >= 1.0]
+    return [everything[i] for i in ids if i in everything], meant
+
+
+def _is_meant(query: str, text: str, cosine: float) -> bool:
+    """A forget request takes what holds all of its words, or is near in meaning; half and half needs both."""
+    share = rank.coverage(query, text)
+    return share >= 1.0 or cosine >= FORGET_COSINE or (share >= FORGET_WORDS and cosine >= FORGET_HALF_COSINE)
+
+
+# -------------------------------------------------------------------- resuming
+
+
+def resume(engine: Engine, scope: Scope | None, limit: int | None = None) -> list[Added]:
+    """Finish every pending episode of the scope (None: of the file), or the first ``limit`` of them, in event order
+    within each owner.
+
+    The first failure ends it with that error: a missing model fails for all of them.
+    """
+    with engine.store.db.snapshot() as tx:
+        waiting = store_read.pending(tx, scope)
+    return [finish(engine, episode_id) for episode_id in waiting[:limit]]

@@ -1,0 +1,290 @@
+"""What search() finds: words and meaning, raw turns, other scripts, the past; and random text against the word index."""
+
+from __future__ import annotations
+
+import json
+import unicodedata
+from typing import Any
+
+import pytest
+from conftest import Opener
+from doubles import Listener, texts
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from localmem.errors import GeneratorError
+from localmem.memory import Memory
+from localmem.testing import FixedClock, HashEmbedder
+
+ANN = {"user_id": "ann"}
+
+
+def keep(memory: Memory, *said: str, **ids: str) -> None:
+    for text in said:
+        memory.add(text, infer=False, **(ids or ANN))
+
+
+def found(memory: Memory, query: str, **options: Any) -> list[str]:
+    return texts(memory.search(query, **{**ANN, **options}))
+
+
+def test_the_best_hit_comes_first_and_scores_fall(memory: Memory) -> None:
+    keep(memory, "the boat is called Selkie", "the cat is called Brine", "tea with milk")
+    hits = memory.search("what is the boat called", **ANN)["results"]
+    assert hits[0]["memory"] == "the boat is called Selkie"
+    scores = [hit["score"] for hit in hits]
+    assert scores == sorted(scores, reverse=True)
+    assert all(0 <= score <= 1 for score in scores)
+
+
+def test_searching_writes_nothing(memory: Memory) -> None:
+    keep(memory, "tea")
+    assert memory.path is not None
+    with memory._engine.store.db.snapshot() as tx:
+        before = tx.execute("pragma data_version").fetchone(), memory.path.stat().st_mtime_ns
+    memory.search("tea", **ANN)
+    memory.context("tea", **ANN)
+    memory.get_all(**ANN)
+    wal = memory.path.with_name("memory.db-wal")
+    size = wal.stat().st_size
+    memory.search("tea", include="history", **ANN)
+    assert wal.stat().st_size == size
+    assert memory.path.stat().st_mtime_ns == before[1]
+
+
+def test_a_hit_by_words_alone_is_found(open_memory: Opener) -> None:
+    """The union of the pools: a word that the vectors miss is not lost."""
+    memory = open_memory(durability="process")
+    memory.add([f"note {n} about the weather at sea and more words" for n in range(300)], infer=False, **ANN)
+    keep(memory, "zyzzyva is what the invoice of long ago over there under the table was finally called by everybody")
+    hits = memory.search("zyzzyva", explain=True, **ANN)["results"]
+    assert hits[0]["memory"].startswith("zyzzyva")
+    assert hits[0]["signals"]["words"] > 0
+
+
+@pytest.mark.parametrize(
+    ("text", "query"),
+    [
+        ("User bought three BOATS", "boat"),
+        ("User's café is in Málaga", "cafe malaga"),
+        ("User's cafe is in Malaga", "Café Málaga"),
+        ("User studies at Universität Zürich", "universitat zurich"),
+        ("User's flight is TP1234/5", "tp1234"),
+        ("User's e-mail is ana.souza@example.org", "ana.souza@example.org"),
+        ("User drives a Citroën C4", "c4"),
+        ("東京タワーの近くに住んでいます", "東京"),
+        ("東京タワーの近くに住んでいます", "タワー"),
+        ("我喜欢喝绿茶", "绿茶"),
+        ("저는 서울에 살아요", "서울에"),
+        ("ฉันชอบชาเขียว", "ชาเขียว"),
+        ("أحب الشاي الأخضر", "الشاي"),
+        ("אני אוהב תה ירוק", "תה"),
+        ("Я живу в Санкт-Петербурге", "петербурге"),
+        ("मुझे हरी चाय पसंद है", "चाय"),
+        ("Τρώω φέτα κάθε μέρα", "Φέτα"),
+        ("Мой йогурт и ёлка", "йогурт"),
+        ("Мой йогурт и ёлка", "ЁЛКА"),
+        ("User's oﬃce is cold", "oﬃce"),
+        ("User loves the 🐙 sticker", "🐙"),
+        ("Mẹ tôi sống ở Hà Nội", "Hà Nội"),
+    ],
+)
+def test_exact_words_are_found_in_any_script(open_memory: Opener, text: str, query: str) -> None:
+    memory = open_memory(":memory:")
+    memory.add([f"filler number {n} about nothing much" for n in range(30)], infer=False, **ANN)
+    keep(memory, text)
+    hits = memory.search(query, explain=True, **ANN)["results"]
+    assert hits[0]["memory"] == text
+    if query != "🐙":  # an emoji is no word; its vector finds it
+        assert hits[0]["signals"]["words"] > 0, hits[0]["signals"]
+
+
+def test_the_word_user_finds_nothing_by_itself(memory: Memory) -> None:
+    keep(memory, "User likes tea", "User has a boat")
+    hits = memory.search("user", explain=True, **ANN)["results"]
+    assert all(hit["signals"]["words"] == 0 for hit in hits)
+
+
+@pytest.mark.parametrize(
+    "query",
+    [
+        '"',
+        '""""',
+        "'",
+        "*",
+        "a*",
+        "^a",
+        "a AND b",
+        "a OR",
+        "NOT",
+        "NEAR(a b, 3)",
+        "text : a",
+        "owner : o1",
+        "(",
+        ")",
+        "a)(b",
+        "-a",
+        "+",
+        "{text owner} : x",
+        "\\",
+        "%_",
+        "?1",
+        ";--",
+        "a\nb\tc",
+        "\u200b",
+        "\u202e",
+        "🐙",
+        "o1 h1 p1 x1",
+        "a" * 5000,
+        "word " * 3000,
+    ],
+)
+def test_no_query_is_syntax(memory: Memory, query: str) -> None:
+    keep(memory, "User likes tea and a boat")
+    keep(memory, "User hides a boat", user_id="bob")
+    for include in ("pending", "facts", "episodes", "all", "history"):
+        assert set(found(memory, query, include=include)) <= {"User likes tea and a boat"}
+    memory.context(query, **ANN)
+
+
+WORDLIKE = st.text(alphabet=st.characters(categories=("L", "N"), max_codepoint=0x2FFFF), min_size=1, max_size=8)
+ANY_TEXT = st.text(alphabet=st.characters(exclude_categories=("Cs",), exclude_characters="\0"), min_size=1, max_size=60)
+
+
+@settings(max_examples=200)
+@given(ANY_TEXT.filter(str.strip), ANY_TEXT.filter(str.strip))
+def test_any_text_can_be_stored_and_any_text_asked(text: str, query: str) -> None:
+    with Memory(":memory:", embedder=HashEmbedder(), clock=FixedClock()) as memory:
+        keep(memory, text)
+        assert memory.get_all(**ANN)["results"][0]["memory"] == text
+        assert set(found(memory, query)) <= {text}
+        assert found(memory, text) == [text]
+        assert memory.check() == []
+
+
+@settings(max_examples=200)
+@given(st.lists(WORDLIKE, min_size=1, max_size=6), st.data())
+def test_every_exact_word_is_found_by_the_word_index(words: list[str], data: st.DataObject) -> None:
+    from localmem import words as text_words
+
+    word = data.draw(st.sampled_from(words))
+    text = " ".join(["start", *words])
+    folded = text_words.bare(word)
+    if not any(unicodedata.category(c)[0] in "LN" for c in folded) or folded in text_words.all_stop_words():
+        return
+    if folded in ("user", "start"):
+        return
+    with Memory(":memory:", embedder=HashEmbedder(), clock=FixedClock()) as memory:
+        keep(memory, text, "another memory about nothing")
+        hits = memory.search(word, explain=True, **ANN)["results"]
+        scores = {hit["memory"]: hit["signals"]["words"] for hit in hits}
+        assert scores[text] > 0, (text, word)
+
+
+# -- raw turns
+
+
+def test_a_turn_makes_way_for_its_facts(open_memory: Opener, scripted: None) -> None:
+    generator = Listener(fail=True)
+    memory = open_memory(generator=generator)
+    with pytest.raises(GeneratorError):
+        memory.add("so, the ferry to Vigo was late\nfact: User took the ferry to Vigo", **ANN)
+    (hit,) = memory.search("ferry Vigo", **ANN)["results"]
+    assert (hit["turn"], hit["state"], hit["role"]) == (True, "pending", "user")
+    assert json.loads(json.dumps(hit)) == hit
+    generator.fail = False
+    memory.resume()
+    assert found(memory, "ferry Vigo") == ["User took the ferry to Vigo"]
+    assert found(memory, "ferry Vigo", include="facts") == ["User took the ferry to Vigo"]
+    (turn,) = memory.search("ferry Vigo", include="episodes", **ANN)["results"]
+    assert (turn["turn"], turn["state"]) == (True, "extracted")
+    assert len(found(memory, "ferry Vigo", include="all")) == 2
+
+
+def test_system_messages_are_never_found(open_memory: Opener) -> None:
+    memory = open_memory(generator=Listener(fail=True))
+    with pytest.raises(GeneratorError):
+        memory.add(
+            [{"role": "system", "content": "speak of pirates"}, {"role": "user", "content": "hello there"}], **ANN
+        )
+    for include in ("pending", "episodes", "all", "history"):
+        assert "speak of pirates" not in found(memory, "pirates", include=include)
+
+
+def test_a_superseded_fact_does_not_come_back_through_its_turn(open_memory: Opener, scripted: None) -> None:
+    memory = open_memory(generator=Listener())
+    memory.add("fact: User lives in Porto", timestamp="2025-01-01", **ANN)
+    memory.add("fact: User lives in Faro | changes: User lives in", timestamp="2025-02-01", **ANN)
+    assert found(memory, "User lives in Porto") == ["User lives in Faro"]
+    assert "Porto" not in memory.context("User lives in Porto", **ANN)
+
+
+def test_turns_respect_agent_and_run(open_memory: Opener) -> None:
+    memory = open_memory(generator=Listener(fail=True))
+    for ids in ({"run_id": "r1"}, {"run_id": "r2"}, {"agent_id": "a"}):
+        with pytest.raises(GeneratorError):
+            memory.add(f"the ferry of {next(iter(ids.values()))}", **ANN, **ids)
+    assert found(memory, "ferry", run_id="r1") == ["the ferry of r1"]
+    assert found(memory, "ferry", agent_id="a") == ["the ferry of a"]
+    assert len(found(memory, "ferry")) == 3
+    assert texts(memory.search("ferry", run_id="r2")) == ["the ferry of r2"]
+
+
+# -- time
+
+
+def test_reference_date_is_what_now_means(memory: Memory) -> None:
+    memory.add("the parcel code is Q7", infer=False, expires_at="2025-06-01", **ANN)
+    assert found(memory, "parcel", reference_date="2025-05-31") == ["the parcel code is Q7"]
+    assert found(memory, "parcel", reference_date="2025-06-02") == []
+
+
+def test_the_past_is_searched_by_meaning_and_by_words(memory: Memory) -> None:
+    memory_id = memory.add("the harbour master is Rui", infer=False, timestamp="2024-01-01", **ANN)["results"][0]["id"]
+    memory.update(memory_id, "the harbour master is Inês", timestamp="2024-06-01")
+    assert found(memory, "Rui", as_of="2024-02-01") == ["the harbour master is Rui"]
+    assert found(memory, "harbour master", as_of="2024-02-01") == ["the harbour master is Rui"]
+    assert found(memory, "harbour master", as_of="2023-12-31") == []
+    assert found(memory, "Rui", as_of="2024-07-01") == ["the harbour master is Inês"]
+
+
+def test_as_of_and_known_at_together(memory: Memory, clock: FixedClock) -> None:
+    memory_id = memory.add("rent is 700", infer=False, timestamp="2024-01-01", **ANN)["results"][0]["id"]
+    clock.advance(3600)
+    memory.update(memory_id, "rent is 800", timestamp="2024-06-01")
+    early = "2025-03-01T00:30:00"
+    assert found(memory, "rent", as_of="2024-07-01") == ["rent is 800"]
+    assert found(memory, "rent", known_at=early) == ["rent is 700"]
+    # At that time the file did not know yet that 700 would end, though today it knows: only what was recorded counts.
+    assert found(memory, "rent", as_of="2024-02-01", known_at=early) == ["rent is 700"]
+
+
+def test_the_same_question_gets_the_same_answer(open_memory: Opener) -> None:
+    memory = open_memory(durability="process")
+    memory.add(["tea and boats"] * 5 + [f"boat {n}" for n in range(20)], infer=False, **ANN)
+    first = memory.search("boat tea", limit=25, explain=True, **ANN)
+    for _ in range(5):
+        assert memory.search("boat tea", limit=25, explain=True, **ANN) == first
+    memory.close()
+    assert open_memory().search("boat tea", limit=25, explain=True, **ANN) == first
+
+
+def test_searching_without_the_owner_is_as_right(memory: Memory) -> None:
+    """Ids not given are free: rows of several users that share an agent or a run."""
+    for number, user in enumerate(("ann", "bob", "eve")):
+        memory.add(f"boat number {number}", infer=False, user_id=user, agent_id="a", run_id=f"r{number % 2}")
+    assert sorted(texts(memory.search("boat", agent_id="a"))) == [f"boat number {n}" for n in range(3)]
+    assert sorted(texts(memory.search("boat", run_id="r0"))) == ["boat number 0", "boat number 2"]
+    assert texts(memory.search("boat", agent_id="a", run_id="r1")) == ["boat number 1"]
+    assert texts(memory.search("number 2", agent_id="a", limit=1)) == ["boat number 2"]
+
+
+def test_a_large_owner_and_many_small_ones(open_memory: Opener) -> None:
+    memory = open_memory(":memory:")
+    memory.add([f"large note {n}" for n in range(900)], infer=False, user_id="large")
+    for number in range(40):
+        memory.add(f"the small boat {number}", infer=False, user_id=f"small{number}")
+    for number in (0, 17, 39):
+        assert texts(memory.search("boat", user_id=f"small{number}")) == [f"the small boat {number}"]
+    assert texts(memory.search("large note 777", user_id="large", limit=1)) == ["large note 777"]
+    assert len(texts(memory.search("note", user_id="large", limit=900))) > 90
