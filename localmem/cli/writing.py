@@ -1,0 +1,164 @@
+"""Commands that change memories: add, update, delete, resume."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from localmem import terminal
+from localmem.cli.options import (
+    Options,
+    cli,
+    find_id,
+    json_object,
+    open_memory,
+    pass_options,
+    print_changes,
+    shared,
+    text_of,
+    when,
+    within,
+)
+from localmem.errors import NotFoundError
+from localmem.terminal import say
+
+if TYPE_CHECKING:
+    from localmem.memory import Memory
+
+
+@cli.command()
+@click.argument("text", nargs=-1, metavar="TEXT…")
+@click.option("--role", type=click.Choice(["user", "assistant", "system", "tool", "document"]), default="user")
+@click.option("--name", help="Who says it, where several people talk.")
+@click.option("--infer/--no-infer", default=True, help="Extract facts (default), or store the text as it is.")
+@click.option(
+    "--metadata", callback=json_object, metavar="JSON", help="Kept with each memory; search can filter by it."
+)
+@click.option("--timestamp", callback=when, metavar="WHEN", help="When it was said; now if not given.")
+@shared
+@pass_options
+def add(
+    options: Options,
+    text: tuple[str, ...],
+    role: str,
+    name: str | None,
+    infer: bool,
+    metadata: dict[str, Any] | None,
+    timestamp: str | None,
+) -> None:
+    """Remember something that was said.
+
+    The words make one message; "-" reads it from stdin.
+
+    \b
+    --json: {"results": [{"id", "memory", "event", "previous_memory"?}],
+      "episode_id"}; event is ADD, UPDATE or DELETE
+    """
+    message = {"role": role, "content": text_of(text, "TEXT"), **({"name": name} if name else {})}
+    with open_memory(options, create=True) as memory, terminal.waiting("reading", quiet=options.quiet or not infer):
+        added = memory.add([message], infer=infer, metadata=metadata, timestamp=timestamp, **options.scope)
+    if options.json:
+        terminal.print_json(added)
+        return
+    print_changes(added["results"])
+    if not added["results"] and not options.quiet:
+        say("nothing new to remember", "dim")
+
+
+@cli.command()
+@click.argument("memory_id", metavar="ID")
+@click.argument("text", nargs=-1, metavar="TEXT…")
+@click.option("--metadata", callback=json_object, metavar="JSON", help="Replaces the memory's metadata.")
+@click.option("--timestamp", callback=when, metavar="WHEN", help="Since when it is true; now if not given.")
+@shared
+@pass_options
+def update(
+    options: Options, memory_id: str, text: tuple[str, ...], metadata: dict[str, Any] | None, timestamp: str | None
+) -> None:
+    """Put a memory in other words. The old ones stay in its history.
+
+    ID may be the beginning or end of one; "-" as TEXT reads stdin.
+
+    \b
+    --json: {"message", "results": [{"id", "memory", "event", "previous_memory"}]}
+    """
+    wording = None if metadata is not None and not text else text_of(text, "TEXT")
+    with open_memory(options) as memory:
+        wanted = find_id(memory, options, memory_id)
+        done = within(memory, options).update(wanted, wording, metadata=metadata, timestamp=timestamp)
+    if options.json:
+        terminal.print_json(done)
+    else:
+        print_changes(done["results"])
+
+
+@cli.command()
+@click.argument("memory_ids", nargs=-1, metavar="ID…")
+@click.option("--all", "everything", is_flag=True, help="Every memory of the scope.")
+@click.option("-y", "--yes", is_flag=True, help="Don't ask before --all.")
+@shared
+@pass_options
+def delete(options: Options, memory_ids: tuple[str, ...], everything: bool, yes: bool) -> None:
+    """Take memories out of use. Their history stays readable.
+
+    Each ID may be the beginning or end of one. --all asks first.
+
+    \b
+    --json: {"deleted": number,
+      "results": [{"id", "memory", "event", "previous_memory"}]}
+    """
+    if bool(memory_ids) == everything:
+        raise click.UsageError("give the ids of the memories to delete, or --all")
+    with open_memory(options) as memory:
+        if everything:
+            done = _delete_all(memory, options, yes=yes)
+        else:
+            wanted = list(dict.fromkeys(find_id(memory, options, each) for each in memory_ids))
+            for each in wanted:  # all known, or none is deleted
+                if within(memory, options).get(each) is None:
+                    raise NotFoundError(f"no memory has the id {each}, or it is deleted already; nothing was deleted")
+            changes = [change for each in wanted for change in within(memory, options).delete(each)["results"]]
+            done = {"deleted": len(changes), "results": changes}
+    if options.json:
+        terminal.print_json(done)
+        return
+    print_changes(done["results"])
+    if everything:
+        terminal.write(f"{done['deleted']} deleted")
+
+
+def _delete_all(memory: Memory, options: Options, *, yes: bool) -> dict[str, Any]:
+    count = len(memory.get_all(**options.scope)["results"])
+    if count and not yes and not terminal.ask(f"Delete all {count} memories of {options.who}? [y/N] "):
+        raise click.Abort
+    return {"deleted": memory.delete_all(**options.scope)["deleted"], "results": []}
+
+
+@cli.command()
+@shared
+@pass_options
+def resume(options: Options) -> None:
+    """Finish what a missing or failed model left pending.
+
+    The whole file, or with --user, --agent or --run that scope.
+
+    \b
+    --json: {"episodes": number, "pending": number,
+      "results": [{"id", "memory", "event"}]}
+    """
+    with open_memory(options) as memory:
+        waiting, changes, episodes = len(memory.pending(**options.ids)), list[Mapping[str, Any]](), 0
+        with terminal.progress("resume", waiting, quiet=options.quiet or not waiting) as step:
+            while (done := memory.resume(limit=1, **options.ids))["episodes"]:
+                episodes += 1
+                changes += done["results"]
+                step(episodes, "")
+        left = len(memory.pending(**options.ids))
+    if options.json:
+        terminal.print_json({"episodes": episodes, "pending": left, "results": changes})
+        return
+    print_changes(changes)
+    if not options.quiet:
+        say(f"{episodes} finished" if episodes else "nothing was pending", "dim")
