@@ -16,13 +16,19 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from localmem import Memory, config
+from localmem import Memory, config, secrets
 from localmem.errors import LocalmemError
 
 ROOT = Path(__file__).resolve().parent.parent
 CHAT = Path(__file__).with_name("sample_chat.json")
 USER = "mara"
-SEARCHES = ("Where does Mara work?", "When is the cello lesson?", "any plans for the autumn?", "Who is Ines?")
+SEARCHES = (
+    "Where do I work?",
+    "When is my cello lesson?",
+    "Where am I going on holiday?",
+    "Do I eat meat?",
+    "Who is Ines?",
+)
 MARKS = {  # event -> (mark, word, style); the word carries the meaning where there is no colour
     "ADD": ("+", "added", "green"),
     "UPDATE": ("~", "updated", "yellow"),
@@ -72,7 +78,10 @@ def tell(memory: Memory, session: Shape) -> Iterator[float]:
     messages = session["messages"]
     for start in range(0, len(messages), 2):
         exchange = messages[start : start + 2]
-        show(("Mara", "bold cyan", 5), (shortened(exchange[0]["content"]), ""))
+        masked = secrets.mask(exchange[0]["content"]).text
+        show(("Mara", "bold cyan", 5), (masked, ""))
+        if masked != exchange[0]["content"]:
+            show(("", "", 5), ("! masked", "red", 11), ("the secret, before anything is written", ""))
         at = time.perf_counter()
         with console.status("[dim]reading[/]", spinner="dots"):
             said = began + timedelta(minutes=start)
@@ -83,16 +92,6 @@ def tell(memory: Memory, session: Shape) -> Iterator[float]:
             end = f"{took:.1f} s" if number == 0 else ""
             show(("", "", 5), (mark, style, 11 if text else 17), (text, ""), (end, "dim", 6))
         yield took
-
-
-def shortened(text: str) -> str:
-    """The message as shown: a secret is not printed here either."""
-    return " ".join("[a secret token]" if secret(word) else word for word in text.split(" "))
-
-
-def secret(word: str) -> bool:
-    """The sample's one secret is an invented access token of this shape."""
-    return word.startswith("ghp_")
 
 
 def outcome(changes: Sequence[Shape], log: Sequence[Shape]) -> Iterator[tuple[str, str, str]]:
@@ -180,10 +179,9 @@ def show_searches(memory: Memory) -> None:
 
 
 def show_file(store: Path, sessions: Sequence[Shape], took: Sequence[float], broken: Sequence[str]) -> None:
-    token = next(
-        word for each in sessions for said in each["messages"] for word in said["content"].split() if secret(word)
-    )
-    found = token.strip(".,").encode() in store.read_bytes()
+    words = {word for each in sessions for said in each["messages"] for word in said["content"].split()}
+    token = next(word.strip(".,") for word in words if word.startswith("ghp_"))
+    found = token.encode() in store.read_bytes()
     for name, text in (
         ("file", f"{near(store)}, {store.stat().st_size / 1e3:,.0f} KB"),
         ("time", f"{len(took)} exchanges in {sum(took):.0f} s, the slowest {max(took):.1f} s"),
@@ -204,7 +202,7 @@ def show_next(store: Path) -> None:
     else:
         lines = [f"source {shlex.quote(near(activate))}"]
         lines += [f"export {name}={shlex.quote(value)}" for name, value in names.items()]
-    lines += ['localmem search "evening plans"', 'localmem add "My cello lessons moved to Mondays."', "localmem list"]
+    lines += ['localmem search "evening plans"', 'localmem add "My cello lessons are on Mondays now."', "localmem list"]
     for text in lines:
         console.out(f"  {text}", highlight=False)
     console.print("\nThe first lines point at the sample's file; without them, localmem uses your own data folder.")

@@ -11,7 +11,7 @@ from localmem import rules, words
 from localmem.dates.calendar_rules import RESOLVERS, SEASON_START
 from localmem.dates.instants import EPOCH, dateparser_library, day_of, hour24, instant_of
 from localmem.dates.languages import Language, Rule, common_rules, group, language_of
-from localmem.dates.tense import Tense
+from localmem.dates.tense import AS_SAID, Lean, Tense
 from localmem.types import Instant
 
 
@@ -54,7 +54,8 @@ def resolve(text: str, at: Instant, *, languages: Sequence[str] | None = None) -
     return tuple(found.phrase for found in find(text, at, languages))
 
 
-def find(text: str, at: Instant, languages: Sequence[str] | None, lean: int = 0) -> list[Found]:
+def find(text: str, at: Instant, languages: Sequence[str] | None, lean: Lean = AS_SAID) -> list[Found]:
+    """What ``resolve`` finds, with what rewriting needs to know beside it."""
     today = day_of(at)
     plain = words.straighten(text)
     spoken = words.guess_languages(plain) if languages is None else tuple(languages)
@@ -79,7 +80,7 @@ def _disjoint(found: list[Found]) -> list[Found]:
     return sorted(chosen, key=lambda f: f.phrase.start)
 
 
-def _found_by(language: Language, plain: str, text: str, today: date, lean: int) -> Iterator[Found]:
+def _found_by(language: Language, plain: str, text: str, today: date, lean: Lean) -> Iterator[Found]:
     for rule in (*common_rules(), *language.rules):
         for m in rule.pattern.finditer(plain):
             try:
@@ -88,7 +89,7 @@ def _found_by(language: Language, plain: str, text: str, today: date, lean: int)
                 continue  # 31 June, the year 10000: not a date
 
 
-def _meanings(rule: Rule, m: re.Match[str], language: Language, text: str, today: date, lean: int) -> Iterator[Found]:
+def _meanings(rule: Rule, m: re.Match[str], language: Language, text: str, today: date, lean: Lean) -> Iterator[Found]:
     tense = Tense(language, m.string, m.start(), m.end(), lean)
     resolved = RESOLVERS[rule.what](rule.shift, m, language, today, tense)
     for start, end, day, granularity in resolved:

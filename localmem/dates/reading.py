@@ -12,6 +12,7 @@ from localmem.dates.calendar_rules import holiday_on, month_shifted
 from localmem.dates.instants import day_of
 from localmem.dates.languages import count_of, language_of, unit_of
 from localmem.dates.phrases import Found, find
+from localmem.dates.tense import AS_SAID, COMING, PAST
 from localmem.types import Instant
 
 
@@ -21,7 +22,7 @@ def readings(text: str, at: Instant) -> frozenset[str]:
     Wider than ``resolve``: a day without its year stands for the last and the coming one, a month for its first,
     middle and last day, too. For asking whether a date in a fact may come from the words, not for choosing one.
     """
-    found = [one for lean in (-1, 0, 1) for one in find(text, at, None, lean)]
+    found = [one for lean in (PAST, AS_SAID, COMING) for one in find(text, at, None, lean)]
     today = day_of(at)
     months = _months_named(text, today)
     near = {month_shifted(today, n).isoformat()[:7] for n in (-1, 0, 1)}

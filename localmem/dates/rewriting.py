@@ -9,6 +9,7 @@ from functools import cache
 from localmem import rules
 from localmem.dates.languages import Language, language_of
 from localmem.dates.phrases import Found, find
+from localmem.dates.tense import IN_FACTS
 from localmem.types import Instant
 
 
@@ -21,7 +22,7 @@ def rewrite(text: str, at: Instant) -> str:
     """
     parts: list[str] = []
     last = 0
-    for found in find(text, at, None):
+    for found in find(text, at, None, IN_FACTS):
         if not found.phrase.relative or not found.language or found.what == "month_end" or _recurs(text, found):
             continue
         start, end, written = _written(text, found)

@@ -28,15 +28,28 @@ _WEIGHTS = {
     "month_day": _Weights(1, 20, 0.5),
     "dom": _Weights(2, 20, 0.25),
 }
-_COMING = 0.5  # what is to come is talked about more than what was
 _AFTER = 0.3  # a cue after the phrase counts less than one before
+
+
+@dataclass(frozen=True, slots=True)
+class Lean:
+    """Where a phrase points when little is said; ``forced`` (-1 or 1) whatever is said."""
+
+    forced: int = 0
+    coming: float = 0.5  # what is to come is talked about more than what was
+
+
+AS_SAID = Lean()
+IN_FACTS = Lean(coming=1.5)  # a fact of the past is put in the past tense: "User has physio on Tuesday" is to come
+PAST, COMING = Lean(forced=-1), Lean(forced=1)
 
 
 class Tense:
     """Which way a phrase points, by the nearest cue of its sentence. Looked up only where it is asked."""
 
-    def __init__(self, language: Language, text: str, start: int, end: int, forced: int = 0) -> None:
-        self._language, self._text, self._start, self._end, self.forced = language, text, start, end, forced
+    def __init__(self, language: Language, text: str, start: int, end: int, lean: Lean) -> None:
+        self._language, self._text, self._start, self._end = language, text, start, end
+        self.forced, self._coming = lean.forced, lean.coming
 
     def place(self, candidates: Sequence[date], today: date, kind: str) -> date:
         """Of the same day in neighbouring years, months or weeks the one that is meant."""
@@ -48,7 +61,9 @@ class Tense:
             return min(coming) if self.forced > 0 else max(past)
         weights = _WEIGHTS[kind]
         behind, ahead = (today - max(past)).days, (min(coming) - today).days
-        lean = self.lean(weights.fades) * weights.cue + weights.near * math.log((behind + 1) / (ahead + 1)) + _COMING
+        lean = (
+            self.lean(weights.fades) * weights.cue + weights.near * math.log((behind + 1) / (ahead + 1)) + self._coming
+        )
         return min(coming) if lean > 0 else max(past)
 
     def lean(self, fades: float = 30) -> float:
