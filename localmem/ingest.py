@@ -351,7 +351,7 @@ def _forget_targets(
     within = store_pools.reach(tx, episode.scope, engine.clock())
     if within is None:
         return [], []
-    everything = {n.id: n for n in store_read.targets(tx, within)}
+    everything = {n.id: n for n in store_read.targets_ever(tx, within)}
     if request.kind == "everything":
         return list(everything.values()), store_read.owner_messages(tx, episode.scope, before=episode.id)
     if request.kind == "last":
@@ -360,6 +360,7 @@ def _forget_targets(
         ids = store_read.last_changed(tx, within, episode.id)
         return [everything[i] for i in ids if i in everything], store_read.last_messages(tx, episode.scope, episode.id)
     vector = engine.embedder.embed_query(request.query)
+    within = replace(within, history=True)
     cosines = store_pools.vector_pool(tx, within, vector)
     known = store_read.records(tx, within, list({*cosines, *store_pools.word_pool(tx, within, request.query)}))
     ids = [r.id for v, (r, _) in known.items() if _is_meant(request.query, r.text, cosines.get(v, 0.0))]

@@ -20,7 +20,10 @@ NEAR_DUPLICATE_COSINE = 0.97
 _DENSE = "぀-ヿ㐀-䶿一-鿿豈-﫿฀-๿຀-໿က-႟ក-៿"
 _DENSE_RUN = re.compile(f"[{_DENSE}]+")
 _CAPITALISED = re.compile(r"[A-ZÀ-ÖØ-Þ][\w'’&.-]*(?:\s+[A-ZÀ-ÖØ-Þ][\w'’&.-]*)*")
-_IDENTIFIER = re.compile(r"\b(?=[\w./-]*\d)(?=[\w./-]*[A-Za-z])[\w][\w./-]{2,}|\b\d[\d.,:/-]*\d\b|\b\d\b|\S+@\S+\.\w+")
+_IDENTIFIER = re.compile(  # every repetition is bounded, so that no text takes quadratic time
+    r"\b(?=[\w./-]{0,60}\d)(?=[\w./-]{0,60}[A-Za-z])\w[\w./-]{2,60}|\b\d[\d.,:/-]{0,40}\d\b|\b\d\b"
+    r"|\b[^\s@]{1,64}@[^\s@]{1,100}\.\w{2,20}"
+)
 _QUOTED = re.compile(r"[\"“„«]([^\"“”„«»\n]{2,60})[\"”“»]")
 _SUBJECTS = frozenset({"user", "assistant", "i", "i'm", "i've", "i'd", "i'll"})
 

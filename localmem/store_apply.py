@@ -164,9 +164,11 @@ class Changes:
         valid_to: Instant | None,
         superseded_at: Instant | None,
         log_id: int | None,
+        vector: bytes | None = None,
     ) -> None:
         """One version with its vector, words, mentions and evidence. It is live unless superseded_at is given."""
-        vector, grams = self.plan.vectors[text], rank.grams(text)
+        grams = rank.grams(text)
+        vector = vector or blob_of(self.plan.vectors[text])
         self.tx.execute(
             "insert into version (id, memory_id, number, text, hash, key, grams, words, valid_from, valid_to, "
             "recorded_at, superseded_at, reason, decision_id) values (?,?,?,?,?,?,?,?,?,?,?,?,?,?)",
@@ -194,7 +196,7 @@ class Changes:
             "values (?, ?, ?, ?, ?, ?, ?, ?, ?)",
             (
                 version_id,
-                blob_of(vector),
+                vector,
                 row.owner_id,
                 int(live),
                 fact.event_at,
@@ -229,9 +231,15 @@ class Changes:
         return changes
 
     def _supersede(self, row: _Row, text: str, fact: Fact, log_id: int | None, reason: str) -> Change:
+        if row.delete_reason == USER_REQUEST:
+            return self._taken_back(row, fact)
         version_id, number = self._next_version(row.id)
         if row.deleted_at is not None or fact.event_at < row.valid_from:
             return self._insert_earlier(row, version_id, number, text, fact, log_id)
+        if fact.event_at < self._last_said(row):
+            self._split(row, fact.event_at, log_id)
+            version_id, number = self._next_version(row.id)
+            return self._insert_earlier(self._row(row.id), version_id, number, text, fact, log_id)
         self._retire(row, valid_to=fact.event_at)
         self.tx.execute("update memory set head = ? where id = ?", (version_id, row.id))
         if self.plan.metadata is not None and self.plan.reason == "manual":
@@ -239,6 +247,30 @@ class Changes:
         self._insert_version(row.id, version_id, number, text, fact, None, None, log_id)
         _clear_contested(self.tx, row.id)
         return Change(Op.UPDATE, row.id, text, row.text, number, reason or self.plan.reason)
+
+    def _last_said(self, row: _Row) -> Instant:
+        """When the head's text was last said: a change before that does not end it. By hand the last writer wins."""
+        if self.plan.reason != "model":
+            return row.valid_from
+        [(said,)] = self.tx.execute("select max(event_at) from evidence where version_id = ?", (row.head,)).fetchall()
+        return max(row.valid_from, said or row.valid_from)
+
+    def _split(self, row: _Row, event_at: Instant, log_id: int | None) -> None:
+        """The head was said before event_at and again after it: the time before becomes a version of its own."""
+        [(again,)] = self.tx.execute(
+            "select min(event_at) from evidence where version_id = ? and event_at > ?", (row.head, event_at)
+        ).fetchall()
+        [(vector,)] = self.tx.execute("select embedding from memory_vec where rowid = ?", (row.head,)).fetchall()
+        if event_at > row.valid_from:
+            version_id, number = self._next_version(row.id)
+            earlier = Fact(text=row.text, event_at=row.valid_from)
+            self._insert_version(row.id, version_id, number, row.text, earlier, event_at, self.now, log_id, vector)
+        self._begin_head(row, again)
+
+    def _begin_head(self, row: _Row, valid_from: Instant) -> None:
+        self.tx.execute("update version set valid_from = ? where id = ?", (valid_from, row.head))
+        self.tx.execute("update memory_vec set valid_from = ? where rowid = ?", (valid_from, row.head))
+        self.changed.add(row.owner_id)
 
     def _insert_earlier(
         self, row: _Row, version_id: int, number: int, text: str, fact: Fact, log_id: int | None
@@ -266,10 +298,18 @@ class Changes:
 
     def _delete(self, memory_id: MemoryId, fact: Fact, log_id: int | None, reason: str) -> Change:
         row = self._row(memory_id)
+        if row.deleted_at is not None and reason == USER_REQUEST and row.delete_reason != USER_REQUEST:
+            self.tx.execute("update memory set delete_reason = ? where id = ?", (USER_REQUEST, row.id))
+            self._suppress_memory(row.id)
+            self.changed.add(row.owner_id)
+            return Change(Op.DELETE, row.id, row.text, row.text, row.number, USER_REQUEST)
         if row.deleted_at is not None:
             return Change(Op.NOOP, row.id, row.text, reason="already deleted")
         if fact.event_at < row.valid_from and self.plan.reason == "model":
             return Change(Op.NOOP, row.id, row.text, reason="the memory is newer than the retraction")
+        if fact.event_at < self._last_said(row):
+            self._split(row, fact.event_at, log_id)
+            return Change(Op.NOOP, row.id, row.text, reason="the memory was said again after the retraction")
         event_at = max(fact.event_at, row.valid_from)
         self._retire(row, valid_to=event_at)
         why = reason or self.plan.reason
@@ -314,6 +354,8 @@ class Changes:
                 self._ghost(decision, log_id)
             return [Change(Op.NOOP, None, fact.text, reason=decision.reason)]
         row = self._row(decision.targets[0].id)
+        if row.delete_reason == USER_REQUEST:
+            return [self._taken_back(row, fact)]
         if row.deleted_at is not None:  # said before it was deleted, heard after
             version_id, number = self._next_version(row.id)
             return [self._insert_earlier(row, version_id, number, fact.text, fact, log_id)]
@@ -321,11 +363,28 @@ class Changes:
         self.tx.execute(
             "update memory set confirmed_at = max(coalesce(confirmed_at, 0), ?) where id = ?", (fact.event_at, row.id)
         )
-        if fact.event_at < row.valid_from and row.number == 1:
-            self.tx.execute("update version set valid_from = ? where id = ?", (fact.event_at, row.head))
-            self.tx.execute("update memory_vec set valid_from = ? where rowid = ?", (fact.event_at, row.head))
-            self.changed.add(row.owner_id)
+        if fact.event_at < row.valid_from:
+            self._begin_earlier(row, fact, log_id)
         return [Change(Op.NOOP, row.id, row.text, reason=decision.reason)]
+
+    def _begin_earlier(self, row: _Row, fact: Fact, log_id: int | None) -> None:
+        """The head was said before its time began: it begins then, unless something else was true in between."""
+        [(between,)] = self.tx.execute(
+            "select count(*) from version where memory_id = ? and id <> ? and valid_from > ? and valid_from <= ?",
+            (row.id, row.head, fact.event_at, row.valid_from),
+        ).fetchall()
+        if between:
+            version_id, number = self._next_version(row.id)
+            self._insert_earlier(row, version_id, number, fact.text, fact, log_id)
+            return
+        ended = self.tx.execute(
+            "select id from version where memory_id = ? and id <> ? and valid_to = ?",
+            (row.id, row.head, row.valid_from),
+        ).fetchall()
+        for (version_id,) in ended:
+            self.tx.execute("update version set valid_to = ? where id = ?", (fact.event_at, version_id))
+            self.tx.execute("update memory_vec set valid_to = ? where rowid = ?", (fact.event_at, version_id))
+        self._begin_head(row, fact.event_at)
 
     def _ghost(self, decision: Decision, log_id: int | None) -> None:
         """A retraction before its fact: an unseen tombstone, so that the older fact can't become head when it comes."""
@@ -351,7 +410,19 @@ class Changes:
                 self._suppress_message(row[0])
 
     def _suppress_message(self, message_id: int) -> None:
-        """Take the words out of every search layer and every later prompt; they wait for purge."""
+        """Take the words out of every search layer, later prompt and decision log; they wait for purge.
+
+        The assistant's answers in the same exchange repeat them, so they go as well.
+        """
+        echoes = self.tx.execute(
+            "select e.id from message t join message e on e.episode_id = t.episode_id and e.position > t.position "
+            "where t.id = ? and t.role = 'user' and e.role = 'assistant' and e.suppressed_at is null",
+            (message_id,),
+        ).fetchall()
+        for (each,) in [(message_id,), *echoes]:
+            self._suppress_one(each)
+
+    def _suppress_one(self, message_id: int) -> None:
         indexed = self.tx.execute("select owner, text, grams from turn_words where id = ?", (message_id,)).fetchone()
         if indexed is not None:
             delete_fts(self.tx, "turn_fts", message_id, *indexed)
@@ -360,8 +431,8 @@ class Changes:
             "update message set suppressed_at = ? where id = ? and suppressed_at is null", (self.now, message_id)
         )
         self.tx.execute(
-            "update decision set suppressed = 1 where id in (select v.decision_id from version v "
-            "join evidence e on e.version_id = v.id where e.message_id = ?)",
+            "update decision set suppressed = 1 where id in (select d.id from message t join decision d "
+            "on d.episode_id = t.episode_id and (d.message is null or d.message = t.position) where t.id = ?)",
             (message_id,),
         )
 
@@ -380,11 +451,22 @@ class Changes:
         self.tx.execute(
             "delete from mention where version_id in (select id from version where memory_id = ?)", (memory_id,)
         )
+        self.tx.execute(
+            "update decision set suppressed = 1 where owner_id = (select owner_id from memory where id = ?1) "
+            "and exists (select 1 from json_each(targets) where value = ?1)",
+            (memory_id,),
+        )
         for (message_id,) in self.tx.execute(
             "select distinct e.message_id from evidence e join version v on v.id = e.version_id where v.memory_id = ?",
             (memory_id,),
         ).fetchall():
             self._suppress_message(message_id)
+
+    def _taken_back(self, row: _Row, fact: Fact) -> Change:
+        """Said before its author asked to forget it, heard after: it goes the same way at once."""
+        if fact.span is not None and fact.span.message in self.messages:
+            self._suppress_message(self.messages[fact.span.message])
+        return Change(Op.NOOP, row.id, "", reason="taken back by its author")
 
     # -- shared
 
@@ -413,13 +495,14 @@ class Changes:
     def _log(self, position: int, decision: Decision) -> int:
         fact = decision.fact
         self.tx.execute(
-            "insert into decision (episode_id, owner_id, position, fact, quote, op, targets, text, confidence, "
-            "probabilities, guards, neighbours, fingerprint, reason, unsupported, suppressed, at) "
-            "values (?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?)",
+            "insert into decision (episode_id, owner_id, position, message, fact, quote, op, targets, text, "
+            "confidence, probabilities, guards, neighbours, fingerprint, reason, unsupported, suppressed, at) "
+            "values (?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?)",
             (
                 self.episode_id,
                 self.owner,
                 position,
+                None if fact.span is None else fact.span.message,
                 fact.text,
                 fact.quote,
                 str(decision.op),

@@ -175,7 +175,7 @@ def word_pool(tx: Tx, within: Reach, query: str, k: int = POOL) -> dict[int, flo
     """
     documents, average = _document_statistics(tx, within)
     prefix = _owner_expression(within, "o", "h")
-    postings = _postings(tx, "memory_fts", prefix, rank.terms(query), documents)
+    postings = _postings(tx, "memory_fts", prefix, rank.terms(query), documents, _versions_in(within))
     best = rank.rarest_first(postings, documents, keep=k * 4)
     if not _decided_by_index(within):
         best = keep(tx, within.where(), best)
@@ -195,14 +195,22 @@ def _decided_by_index(within: Reach) -> bool:
     return within.owner is not None and within.heads_only and not within.filters and not scoped
 
 
-def _postings(tx: Tx, table: str, prefix: str, expressions: Sequence[str], documents: int) -> list[frozenset[int]]:
-    """The rows that hold each term. A term in more than a seventh of the documents counts only if all are such."""
+def _postings(
+    tx: Tx, table: str, prefix: str, expressions: Sequence[str], documents: int, only: Condition | None
+) -> list[frozenset[int]]:
+    """The rows that hold each term. A term in more than a seventh of the documents counts only if all are such.
+
+    only: a statement of the row ids in reach, where the owner token does not say it (other owners' rows must neither
+    count nor crowd out).
+    """
     common = max(COMMON_TERM_ROWS_MIN, documents // 7)
+    inside, bindings = (f" and rowid in ({only.sql})", only.bindings) if only else ("", ())
     found = [
         frozenset(
             row
             for (row,) in tx.execute(
-                f"select rowid from {table} where {table} match ? limit ?", (f"{prefix}({expression})", common + 1)
+                f"select rowid from {table} where {table} match ?{inside} limit ?",
+                (f"{prefix}({expression})", *bindings, common + 1),
             )
         )
         for expression in expressions
@@ -219,12 +227,22 @@ def _owner_expression(within: Reach, current: str, past: str) -> str:
 
 
 def _document_statistics(tx: Tx, within: Reach) -> tuple[int, float]:
-    """(documents, average words) of the owner's heads, or of the file where no owner is named."""
+    """(documents, average words) of the owner's heads; without an owner, of the heads in reach."""
     if within.owner is None:
-        [(documents, words)] = tx.execute("select sum(documents), sum(words) from owner").fetchall()
+        where = replace(within, history=False, as_of=None, known_at=None, filters=ANY).where()
+        statement = f"select count(*), sum(v.words) from memory m join version v on v.id = m.head where {where.sql}"
+        [(documents, words)] = tx.execute(statement, where.bindings).fetchall()
     else:
         [(documents, words)] = tx.execute("select documents, words from owner where id = ?", (within.owner,)).fetchall()
     return documents or 0, (words or 0) / max(documents or 0, 1)
+
+
+def _versions_in(within: Reach) -> Condition | None:
+    if within.owner is not None:
+        return None
+    where = replace(within, filters=ANY).where()
+    sql = f"select v.id from memory m join version v on v.memory_id = m.id where {where.sql}"
+    return Condition(sql, where.bindings)
 
 
 def mention_pool(tx: Tx, within: Reach, query: str, k: int = POOL) -> dict[int, float]:
@@ -274,8 +292,10 @@ def turn_pool(
     by_vector = {row: 1.0 - distance for row, distance in rows}
     tokens = [] if within.owner is None else [f"p{within.owner}"] + ([] if pending_only else [f"x{within.owner}"])
     prefix = f"owner : ({' OR '.join(rank.quoted(t) for t in tokens)}) AND " if tokens else ""
-    documents = _turn_count(tx, within)
-    postings = _postings(tx, "turn_fts", prefix, rank.terms(text), documents)
+    inside = _turns_in(within)
+    [(documents,)] = tx.execute(f"select count(*) from ({inside.sql})", inside.bindings).fetchall()
+    only = inside if within.owner is None else None
+    postings = _postings(tx, "turn_fts", prefix, rank.terms(text), documents, only)
     best = list(rank.rarest_first(postings, documents, keep=k))
     contents = tx.execute(
         "select id, content from message where id in (select value from json_each(?))", (json.dumps(best),)
@@ -292,12 +312,17 @@ def has_pending(tx: Tx, within: Reach) -> bool:
     return row is not None
 
 
-def _turn_count(tx: Tx, within: Reach) -> int:
-    owned, bindings = ("", ()) if within.owner is None else ("where e.owner_id = ?", (within.owner,))
-    [(count,)] = tx.execute(
-        f"select count(*) from episode e join message t on t.episode_id = e.id {owned}", bindings
-    ).fetchall()
-    return int(count)
+def _turns_in(within: Reach) -> Condition:
+    """A statement of the message ids in scope."""
+    wanted = (
+        ("e.owner_id = ?", within.owner),
+        ("e.agent_id = ?", within.scope.agent_id),
+        ("e.run_id = ?", within.scope.run_id),
+    )
+    given = [(sql, value) for sql, value in wanted if value is not None]
+    where = " and ".join(sql for sql, _ in given)
+    sql = f"select t.id from episode e join message t on t.episode_id = e.id where {where}"
+    return Condition(sql, tuple(value for _, value in given))
 
 
 def turns(tx: Tx, within: Reach, ids: Sequence[int]) -> dict[int, TurnRecord]:
@@ -360,11 +385,22 @@ def neighbours(
         "and m.head = v.id and (m.run_id is null or m.run_id is ?3) and (m.agent_id is null or m.agent_id is ?4) "
         "order by 4 limit ?8",
         (vector.tobytes(), json.dumps(candidates), scope.run_id, scope.agent_id, now, row[0], event_at, k),
-    )
+    ).fetchall() + _taken_back(tx, row[0], text, event_at)
     return tuple(
         Neighbour(id_, number, text_, 1.0 - distance, valid_from, Actor(actor), agent, run, bool(deleted))
         for id_, number, text_, distance, valid_from, actor, agent, run, deleted in rows
     )
+
+
+def _taken_back(tx: Tx, owner: int, text: str, event_at: Instant) -> list[tuple[Any, ...]]:
+    """Memories of these very words that their author asked to forget after the fact was said."""
+    rows: list[tuple[Any, ...]] = tx.execute(
+        "select m.id, h.number, v.text, 0.0, v.valid_from, m.actor, m.agent_id, m.run_id, 1 "
+        "from version v join memory m on m.id = v.memory_id join version h on h.id = m.head "
+        "where v.key = ? and m.owner_id = ? and m.delete_reason = 'user_request' and m.delete_event_at > ? limit 1",
+        (rank.key(text), owner, event_at),
+    ).fetchall()
+    return rows
 
 
 _NEIGHBOUR = (

@@ -110,6 +110,14 @@ def targets(tx: Tx, within: Reach) -> list[Neighbour]:
     return [Neighbour(r.id, r.version, r.text, 1.0, r.valid_from, r.actor) for r in list_all(tx, within, None)]
 
 
+def targets_ever(tx: Tx, within: Reach) -> list[Neighbour]:
+    """As targets(), with the deleted memories whose words still stand in history: a forget request means them too."""
+    gone = {r.id: r for r in past_versions(tx, within) if r.deleted_at is not None}
+    return targets(tx, within) + [
+        Neighbour(r.id, r.version, r.text, 1.0, r.valid_from, r.actor, deleted=True) for r in gone.values()
+    ]
+
+
 def contested(tx: Tx, within: Reach) -> list[MemoryRecord]:
     """Memories in reach that contradict another one, by a decision that was in doubt."""
     return [record for record in list_all(tx, within, None) if record.contested_with]
@@ -121,7 +129,8 @@ def contested(tx: Tx, within: Reach) -> list[MemoryRecord]:
 def history(tx: Tx, memory_id: MemoryId) -> list[VersionRecord]:
     """The life of one memory in the order of recording, its deletion last. Raises NotFoundError."""
     rows = tx.execute(
-        "select v.id, v.number, v.text, v.valid_from, v.valid_to, v.recorded_at, v.superseded_at, v.reason, m.actor, "
+        "select v.id, v.number, iif(v.suppressed, '', v.text), v.valid_from, v.valid_to, v.recorded_at, "
+        "v.superseded_at, v.reason, m.actor, "
         "m.deleted_at, m.delete_reason, m.delete_event_at, m.head = v.id "
         "from memory m join version v on v.memory_id = m.id where m.id = ? order by v.number",
         (memory_id,),
@@ -280,9 +289,9 @@ _LAST_EPISODE = (
 
 
 def last_messages(tx: Tx, scope: Scope, before: EpisodeId) -> list[tuple[EpisodeId, int]]:
-    """(episode, position) of the user's messages in the episode that came last before this one."""
+    """(episode, position) of the messages in the episode that came last before this one."""
     rows = tx.execute(
-        f"select episode_id, position from message where role = 'user' and episode_id = ({_LAST_EPISODE})", (before,)
+        f"select episode_id, position from message where role <> 'system' and episode_id = ({_LAST_EPISODE})", (before,)
     )
     return [(episode_id, position) for episode_id, position in rows]
 

@@ -31,7 +31,7 @@ ACTORS = {"assistant": Actor.ASSISTANT, "tool": Actor.TOOL, "document": Actor.DO
 class Listener(ScriptedGenerator):
     """Keeps every prompt it was shown. ``during`` runs inside a call, as another program would meanwhile."""
 
-    def __init__(self, *args: Any, during: Callable[[], None] | None = None, **kwargs: Any) -> None:
+    def __init__(self, *args: Any, during: Callable[[], object] | None = None, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.prompts: list[str] = []
         self.during = during

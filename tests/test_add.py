@@ -17,7 +17,7 @@ from doubles import Listener, parse, resume_all, texts
 from localmem.config import Limits
 from localmem.errors import ConflictError, GeneratorError, InvalidInputError, LocalmemError
 from localmem.memory import Memory
-from localmem.testing import FixedClock, ScriptedGenerator
+from localmem.testing import FixedClock, HashEmbedder, ScriptedGenerator
 from localmem.types import Prompt
 
 ANN = {"user_id": "ann"}
@@ -583,6 +583,63 @@ def test_two_threads_resuming_finish_each_episode_once(open_memory: Opener, scri
 # -- while the model was thinking
 
 
+def test_the_words_are_found_while_the_model_thinks(open_memory: Opener, scripted: None) -> None:
+    found: list[Any] = []
+
+    def meanwhile() -> None:
+        found.extend(other.search("harbour", **ANN)["results"])
+
+    other = open_memory()
+    memory = open_memory(generator=Listener(during=meanwhile))
+    memory.add("see you at the harbour", **ANN)
+    (hit,) = found
+    assert (hit["memory"], hit["turn"], hit["state"]) == ("see you at the harbour", True, "pending")
+
+
+class Stumbling(HashEmbedder):
+    """Fails on texts that hold a certain word."""
+
+    def __init__(self, word: str) -> None:
+        super().__init__()
+        self.word = word
+
+    def embed_passages(self, texts: Sequence[str]) -> Any:
+        if any(self.word in text and not text.startswith("fact:") for text in texts):
+            raise RuntimeError("out of memory")
+        return super().embed_passages(texts)
+
+
+def test_an_embedder_that_fails_at_once_leaves_nothing(open_memory: Opener) -> None:
+    memory = open_memory(embedder=Stumbling("Porto"))
+    for infer in (True, False):
+        with pytest.raises(RuntimeError, match="out of memory"):
+            memory.add("I live in Porto", infer=infer, **ANN)
+    assert memory.pending() == []
+    assert spoken(memory, **ANN) == []
+    assert memory.check() == []
+
+
+def test_an_embedder_that_fails_on_a_fact_leaves_the_episode_pending(open_memory: Opener, scripted: None) -> None:
+    embedder = Stumbling("Porto")
+    memory = open_memory(embedder=embedder, generator=Listener())
+    with pytest.raises(LocalmemError) as raised:
+        memory.add("fact: User lives in Porto", **ANN)
+    assert raised.value.episode_id == memory.pending()[0]["episode_id"]  # type: ignore[attr-defined]
+    embedder.word = "nothing"
+    memory.resume()
+    assert spoken(memory, **ANN) == ["User lives in Porto"]
+
+
+def test_evidence_is_cut_at_the_right_characters(story: Memory) -> None:
+    """Positions count characters, in SQLite as in Python, beyond the basic plane too."""
+    line = "fact: User loves \U0001f419 Köln \U00020000"
+    added = story.add([f"\U0001f469\u200d\U0001f467 é\n{line}\nbye \U0001f419", "and then"], **ANN)
+    (version,) = story.history(added["results"][0]["id"])
+    (evidence,) = version["evidence"]
+    assert (evidence["message"], evidence["quote"]) == (0, line)
+    assert evidence["episode_id"] == added["episode_id"]
+
+
 def test_the_same_fact_stored_meanwhile_stays_one_memory(open_memory: Opener, scripted: None) -> None:
     other = open_memory(generator=Listener())
     calls = []
@@ -698,6 +755,34 @@ def _says(relation: str) -> Any:
         return [math.log(0.99) if label == symbol else math.log(0.01 / (len(asked) - 1)) for label in asked]
 
     return labels
+
+
+@pytest.mark.parametrize(
+    ("relation", "event", "left"),
+    [
+        ("unrelated", "ADD", ["User lives in Lisbon", "User lives in Porto"]),
+        ("coexists", "ADD", ["User lives in Lisbon", "User lives in Porto"]),
+        ("changes", "UPDATE", ["User lives in Lisbon"]),
+        ("retracts", "DELETE", []),
+    ],
+)
+def test_the_real_decision_follows_a_model_that_is_sure(
+    open_memory: Opener, relation: str, event: str, left: list[str]
+) -> None:
+    generator = Listener(
+        {"moved to Lisbon": ["User lives in Lisbon"], "live in Porto": ["User lives in Porto"]}, labels=_says(relation)
+    )
+    memory = open_memory(generator=generator)
+    memory.add("I live in Porto", timestamp="2025-01-01", **ANN)
+    result = memory.add("I moved to Lisbon and live there", timestamp="2025-02-01", **ANN)
+    assert [entry["event"] for entry in result["results"]] == [event]
+    assert spoken(memory, **ANN) == left
+    assert texts(memory.get_all(as_of="2025-01-15", **ANN)) == ["User lives in Porto"]
+    past = [entry["memory"] for entry in memory.all_versions(**ANN)]
+    assert past == ([] if "User lives in Porto" in left else ["User lives in Porto"])
+    last = memory.decisions(**ANN)[-1]
+    assert last["probabilities"]
+    assert sum(last["probabilities"].values()) == pytest.approx(1.0, abs=0.01)
 
 
 def test_the_real_stages_from_words_to_memory(open_memory: Opener) -> None:

@@ -21,7 +21,12 @@ ALL = "Please delete everything you know about me."
 
 def everything_shown(memory: Memory, **ids: str) -> str:
     """All that the calls of a scope show, as one text."""
-    shown: list[Any] = [memory.get_all(**ids), memory.all_versions(**ids), memory.decisions(**ids), memory.contested(**ids)]
+    shown: list[Any] = [
+        memory.get_all(**ids),
+        memory.all_versions(**ids),
+        memory.decisions(**ids),
+        memory.contested(**ids),
+    ]
     for query in ("Selkie", "what is the boat called", "boat", "rooibos"):
         shown += [memory.search(query, include=include, limit=50, **ids) for include in INCLUDES]
         shown += [memory.search(query, as_of=t, include="all", **ids) for t in ("2024-06-01", "2025-02-15")]
@@ -121,7 +126,9 @@ def test_what_was_kept_out_as_unsupported_is_taken_back_too(story: Memory, liste
 def test_a_retracted_memory_can_still_be_taken_back(story: Memory, listener: Listener) -> None:
     """It is no head any more, but its words still stand in history."""
     story.add("fact: User's boat is called Selkie", timestamp="2025-01-01", **ANN)
-    story.add("fact: User's boat is no longer called Selkie | retracts: boat called Selkie", timestamp="2025-02-01", **ANN)
+    story.add(
+        "fact: User's boat is no longer called Selkie | retracts: boat called Selkie", timestamp="2025-02-01", **ANN
+    )
     assert texts(story.get_all(**ANN)) == []
     story.add(BOAT, **ANN)
     assert "Selkie" not in everything_shown(story, **ANN) + prompt_after(story, listener, **ANN)
@@ -261,7 +268,12 @@ def test_a_request_that_matches_nothing_is_a_recorded_noop(story: Memory) -> Non
 
 
 def test_a_topic_takes_all_that_is_meant_and_leaves_the_rest(story: Memory) -> None:
-    for fact in ("User's boat is called Selkie", "User keeps the boat in Vigo", "User drinks rooibos", "User lives in Vigo"):
+    for fact in (
+        "User's boat is called Selkie",
+        "User keeps the boat in Vigo",
+        "User drinks rooibos",
+        "User lives in Vigo",
+    ):
         story.add(f"fact: {fact}", **ANN)
     story.add(BOAT, **ANN)
     assert texts(story.get_all(**ANN)) == ["User drinks rooibos", "User lives in Vigo"]

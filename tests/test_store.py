@@ -390,9 +390,9 @@ BREAKS = {
         "insert into turn_fts (turn_fts, rowid, owner, text, grams) "
         "select 'delete', id, owner, text, grams from turn_words limit 1"
     ),
-    "another text under the words": "update version set text = 'quite another wording' where id = 1",
 }
 NOT_DERIVED = {
+    "another text under the words": "update version set text = 'quite another wording' where id = 1",
     "a head of another memory": "update memory set head = 0 where seq = 1",
     "a head marked past": "update version set superseded_at = recorded_at where id = 1",
     "a version numbered twice over": "update version set number = 7 where id = 1",
@@ -434,8 +434,6 @@ def test_check_sees_each_kind_of_damage(open_memory: Opener, tmp_path: Path, nam
 @pytest.mark.parametrize("name", BREAKS)
 def test_reindex_mends_what_is_derived(open_memory: Opener, tmp_path: Path, name: str) -> None:
     memory = _filled(open_memory)
-    if name == "another text under the words":
-        pytest.skip("not derived: the text itself was changed")
     before = memory.search("boat harbour cat turn", include="all", **ANN)
     with raw(tmp_path / "memory.db") as connection:
         connection.execute(BREAKS[name])
@@ -662,6 +660,20 @@ def test_a_child_goes_on_after_its_parent_closed(open_memory: Opener) -> None:
     assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
     with open_memory() as again:
         assert texts(again.get_all(**ANN)) == ["from the parent", "from the child", "from the child again"]
+
+
+def test_a_memory_only_store_is_copied_into_the_child(open_memory: Opener) -> None:
+    memory = open_memory(":memory:")
+    memory.add("before", infer=False, **ANN)
+
+    def child() -> None:
+        memory.add("in the child", infer=False, **ANN)
+        assert texts(memory.get_all(**ANN)) == ["before", "in the child"]
+        assert memory.check() == []
+
+    assert _in_child(child) == 0
+    memory.add("after", infer=False, **ANN)
+    assert texts(memory.get_all(**ANN)) == ["before", "after"]
 
 
 def test_fork_while_another_thread_writes(open_memory: Opener) -> None:

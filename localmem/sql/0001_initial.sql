@@ -119,6 +119,7 @@ create table decision (
   episode_id text references episode,
   owner_id integer not null references owner,
   position integer not null,
+  message integer,                                -- position of the message it was heard in
   fact text not null,
   quote text not null,
   op text not null check (op in ('ADD', 'UPDATE', 'DELETE', 'NOOP')),
