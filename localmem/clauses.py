@@ -202,7 +202,8 @@ def _with_subject(places: list[tuple[str, ...]], subject: str, before: str) -> L
         return _of_relative(places, subject, before)
     if low in _listed("openings", "no_topic"):
         return ()
-    if low.endswith("ing") and len(low) > 5 and low not in _listed("openings", "no_participle"):
+    gerund = low.endswith("ing") and len(low) > 5 and low not in _listed("openings", "no_participle")
+    if gerund and not any(place[0].lower() in _listed("verbs", "after_gerund") for place in places[1:9]):
         return ((subject,), ("is",), (low,), *places[1:])
     if len(places) > 2 and (low.endswith("ed") or low in _listed("openings", "own_verb") | _listed("verbs", "fixed")):
         return ((subject,), _verb(low), *places[1:])

@@ -307,7 +307,7 @@ class Changes:
             return Change(Op.NOOP, row.id, row.text, reason="already deleted")
         if fact.event_at < row.valid_from and self.plan.reason == "model":
             return Change(Op.NOOP, row.id, row.text, reason="the memory is newer than the retraction")
-        if fact.event_at < self._last_said(row):
+        if self.plan.reason == "model" and fact.event_at < self._last_said(row):
             self._split(row, fact.event_at, log_id)
             return Change(Op.NOOP, row.id, row.text, reason="the memory was said again after the retraction")
         event_at = max(fact.event_at, row.valid_from)
