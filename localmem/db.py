@@ -121,15 +121,8 @@ class Database:
             if self.read_only:
                 raise ReadOnlyError(f"{self.path} is read-only; copy it to a writable folder to change it")
             writer = self._the_writer()
-            writer.execute("begin immediate")
-            try:
+            with _whole(writer):
                 yield writer
-                writer.execute("commit")
-            except BaseException:
-                # A COMMIT that failed leaves the transaction open (full disk), so roll back here too.
-                if writer.in_transaction:
-                    writer.execute("rollback")
-                raise
 
     @contextlib.contextmanager
     def snapshot(self, *, fresh: bool = False) -> Iterator[Tx]:
@@ -278,18 +271,12 @@ class Database:
         return application, version, objects == 0
 
     def _migrate(self, writer: apsw.Connection) -> None:
-        writer.execute("begin immediate")
-        try:
+        with _whole(writer):
             _, version, _ = self._identity(writer)  # another process may have been faster
             for number, statements in migrations(after=version):
                 writer.execute(statements)
                 writer.execute(f"pragma user_version = {number}")
             writer.execute(f"pragma application_id = {APPLICATION_ID}")
-            writer.execute("commit")
-        except BaseException:
-            if writer.in_transaction:
-                writer.execute("rollback")
-            raise
 
     # ---------------------------------------------------------------- errors
 
@@ -301,6 +288,19 @@ class Database:
             raise
         except apsw.Error as error:
             raise translate(error, self.path or ":memory:", self.lock_wait_s) from error
+
+
+@contextlib.contextmanager
+def _whole(writer: apsw.Connection) -> Iterator[None]:
+    """BEGIN IMMEDIATE … COMMIT. A COMMIT that fails leaves the transaction open (full disk): it is rolled back too."""
+    writer.execute("begin immediate")
+    try:
+        yield
+        writer.execute("commit")
+    except BaseException:
+        if writer.in_transaction:
+            writer.execute("rollback")
+        raise
 
 
 def translate(error: apsw.Error, path: Path | str, lock_wait_s: float) -> LocalmemError:

@@ -21,6 +21,7 @@ from localmem.extract import ExtractContext, Extraction, extract
 from localmem.store import EpisodeRecord, Store
 from localmem.store_apply import FORGET, RETRACTION, USER_REQUEST, OwnerMovedError, Plan, Snapshot, stated
 from localmem.types import (
+    FOREVER,
     JSON,
     Actor,
     Change,
@@ -348,7 +349,7 @@ def _forget_targets(
     engine: Engine, tx: Tx, episode: EpisodeRecord, request: forget.ForgetRequest
 ) -> tuple[list[Neighbour], list[tuple[EpisodeId, int]]]:
     """(memories, raw messages) meant by a request, in the caller's own scope only."""
-    within = store_pools.reach(tx, episode.scope, engine.clock())
+    within = store_pools.reach(tx, episode.scope, -FOREVER)  # what has expired is meant too
     if within is None:
         return [], []
     everything = {n.id: n for n in store_read.targets_ever(tx, within)}

@@ -59,8 +59,12 @@ def _record(row: tuple[Any, ...]) -> MemoryRecord:
 def records(tx: Tx, within: Reach, versions: Sequence[int]) -> dict[int, tuple[MemoryRecord, bool]]:
     """Version id -> (record, whether it is superseded or deleted), of those in reach."""
     where = within.where()
+    # cross join: starting from the owner's memories would read all of them (9 ms at 10,000) for a few versions
+    chosen = _RECORD.replace(
+        "from memory m join version v on v.memory_id = m.id", "from version v cross join memory m on m.id = v.memory_id"
+    )
     rows = tx.execute(
-        f"{_RECORD} where v.id in (select value from json_each(?)) and {where.sql}",
+        f"{chosen} where v.id in (select value from json_each(?)) and {where.sql}",
         (json.dumps(list(versions)), *where.bindings),
     ).fetchall()
     found = {row[0]: (_record(row), not row[17] or row[15] is not None) for row in rows}

@@ -81,9 +81,8 @@ def main() -> int:
         return 0
     facts = machine()
     print("  ".join(f"{name}: {value}" for name, value in facts.items() if name not in ("versions", "load_1_min")))
-    with tempfile.TemporaryDirectory(
-        prefix="localmem-bench-", dir=ROOT if os.access(ROOT, os.W_OK) else None
-    ) as folder:
+    HOME.mkdir(exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix="bench-", dir=HOME) as folder:  # the disk the stores would be on
         bench = Bench(Path(folder), 20 if asked.quick else 1)
         for name, part in PARTS.items():
             if not asked.only or name in asked.only:

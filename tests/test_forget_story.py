@@ -302,6 +302,16 @@ def test_a_request_older_than_what_it_names_leaves_it(story: Memory) -> None:
     assert texts(story.get_all(**ANN)) == ["User's boat is called Selkie"]
 
 
+def test_what_had_expired_is_taken_back_too(story: Memory, clock: FixedClock) -> None:
+    """Expired memories still show when an earlier "now" is asked for."""
+    story.add("fact: User's boat is called Selkie", expires_at="2025-03-02", **ANN)
+    clock.advance(2 * 86_400)
+    early = {"reference_date": "2025-03-01T12:00:00", "include": "all"}
+    assert "Selkie" in repr(story.search("Selkie", **early, **ANN))  # type: ignore[arg-type]
+    story.add(ALL, **ANN)
+    assert "Selkie" not in repr(story.search("Selkie", **early, **ANN))  # type: ignore[arg-type]
+
+
 def test_contested_marks_go_with_a_forgotten_side(story: Memory) -> None:
     story.add("fact: User hates fish", **ANN)
     story.add("fact: User's boat is for fish | contests: User hates fish", **ANN)

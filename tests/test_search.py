@@ -279,6 +279,39 @@ def test_searching_without_the_owner_is_as_right(memory: Memory) -> None:
     assert texts(memory.search("number 2", agent_id="a", limit=1)) == ["boat number 2"]
 
 
+@pytest.mark.parametrize("hidden_by", ["agent", "run", "superseded", "deleted", "expired", "validity", "filter"])
+def test_what_is_out_of_sight_does_not_crowd_out_what_is_in_sight(
+    open_memory: Opener, clock: FixedClock, hidden_by: str
+) -> None:
+    """Visibility is decided before the k nearest are cut: hundreds of nearer rows that may not be shown are no obstacle."""
+    memory = open_memory(":memory:")
+    crowd = [f"🐙 {n}" for n in range(260)]  # an emoji is no word: only the vectors find it
+    asked: dict[str, Any] = dict(ANN)
+    wanted: dict[str, Any] = dict(ANN)
+    if hidden_by in ("agent", "run"):
+        memory.add(crowd, infer=False, **ANN, **{f"{hidden_by}_id": "other"})
+        asked[f"{hidden_by}_id"] = wanted[f"{hidden_by}_id"] = "mine"
+    elif hidden_by == "superseded":
+        for entry in memory.add(crowd, infer=False, **ANN)["results"]:
+            memory.update(entry["id"], "zebra quantum marmalade")
+    elif hidden_by == "deleted":
+        memory.add(crowd, infer=False, **ANN)
+        memory.delete_all(**ANN)
+    elif hidden_by == "expired":
+        memory.add(crowd, infer=False, expires_at="2025-03-02", **ANN)
+        clock.advance(3 * 86_400)
+    elif hidden_by == "validity":
+        memory.add(crowd, infer=False, timestamp="2025-02-20", **ANN)
+        asked["as_of"] = "2025-02-10"
+    else:
+        memory.add(crowd, infer=False, metadata={"n": 1}, **ANN)
+        asked["filters"] = {"n": 2}
+    memory.add("🐙 lighthouse stands there", infer=False, timestamp="2025-02-01", metadata={"n": 2}, **wanted)
+    hits = memory.search("🐙", include="facts", **asked)["results"]
+    assert hits[0]["memory"] == "🐙 lighthouse stands there"
+    assert not {hit["memory"] for hit in hits} & set(crowd)
+
+
 def test_a_large_owner_and_many_small_ones(open_memory: Opener) -> None:
     memory = open_memory(":memory:")
     memory.add([f"large note {n}" for n in range(900)], infer=False, user_id="large")
