@@ -339,3 +339,8 @@ def test_importing_and_english_need_no_date_library() -> None:
         "assert 'dateparser' not in sys.modules, 'dateparser was imported'"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+@pytest.mark.parametrize("habit", ["on Tuesday evenings at seven", "Friday mornings", "on Sunday nights"])
+def test_a_plural_time_of_day_is_a_habit_and_keeps_its_weekday(habit: str) -> None:
+    assert dates.rewrite(f"User swims {habit}", dates.parse_instant("2026-03-18")) == f"User swims {habit}"

@@ -41,6 +41,8 @@ def _recurs(text: str, found: Found) -> bool:
     before, after = text[max(0, start - 30) : start], text[end : end + 30]
     if language.recurs.search(before) and not re.search(r"(?i)\bon\W+$", before):
         return True
+    if re.match(r"(?i)\W{0,2}(?:mornings|afternoons|evenings|nights|lunchtimes)\b", after):
+        return True  # "on Tuesday evenings"
     phrase = text[start:end]
     if found.what == "weekday" and not re.search(r"(?i)last|next|this|coming|past", phrase):
         listed = language.listed_weekday[0].search(before) or language.listed_weekday[1].match(after)
