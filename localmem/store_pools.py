@@ -292,7 +292,7 @@ def turn_pool(
     by_vector = {row: 1.0 - distance for row, distance in rows}
     tokens = [] if within.owner is None else [f"p{within.owner}"] + ([] if pending_only else [f"x{within.owner}"])
     prefix = f"owner : ({' OR '.join(rank.quoted(t) for t in tokens)}) AND " if tokens else ""
-    inside = _turns_in(within)
+    inside = _turns_in(within, pending_only=pending_only)
     [(documents,)] = tx.execute(f"select count(*) from ({inside.sql})", inside.bindings).fetchall()
     only = inside if within.owner is None else None
     postings = _postings(tx, "turn_fts", prefix, rank.terms(text), documents, only)
@@ -306,13 +306,12 @@ def turn_pool(
 
 
 def has_pending(tx: Tx, within: Reach) -> bool:
-    """Whether any turn of the owner still waits for extraction."""
-    owned, bindings = ("", ()) if within.owner is None else ("owner_id = ? and", (within.owner,))
-    row = tx.execute(f"select 1 from episode where {owned} state = 'pending' limit 1", bindings).fetchone()
-    return row is not None
+    """Whether any turn in scope still waits for extraction."""
+    inside = _turns_in(within, pending_only=True)
+    return tx.execute(f"{inside.sql} limit 1", inside.bindings).fetchone() is not None
 
 
-def _turns_in(within: Reach) -> Condition:
+def _turns_in(within: Reach, *, pending_only: bool) -> Condition:
     """A statement of the message ids in scope."""
     wanted = (
         ("e.owner_id = ?", within.owner),
@@ -320,7 +319,7 @@ def _turns_in(within: Reach) -> Condition:
         ("e.run_id = ?", within.scope.run_id),
     )
     given = [(sql, value) for sql, value in wanted if value is not None]
-    where = " and ".join(sql for sql, _ in given)
+    where = " and ".join([sql for sql, _ in given] + (["e.state = 'pending'"] if pending_only else []))
     sql = f"select t.id from episode e join message t on t.episode_id = e.id where {where}"
     return Condition(sql, tuple(value for _, value in given))
 
