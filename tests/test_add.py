@@ -383,6 +383,14 @@ def test_a_run_scoped_fact_changes_its_own_runs_row_only(story: Memory) -> None:
     assert spoken(story, run_id="r2", **ANN) == ["User drinks milk"]
 
 
+def test_a_fact_of_one_agent_leaves_the_rows_of_another(story: Memory) -> None:
+    story.add("fact: User drinks tea", agent_id="cook", **ANN)
+    story.add("fact: User drinks coffee | changes: User drinks", agent_id="guide", **ANN)
+    story.add("fact: User no longer drinks | retracts: User drinks", agent_id="clerk", **ANN)
+    assert spoken(story, **ANN) == ["User drinks coffee", "User drinks tea"]
+    assert spoken(story, agent_id="cook", **ANN) == ["User drinks tea"]
+
+
 def test_a_user_level_fact_does_not_see_the_rows_of_runs(story: Memory) -> None:
     """DESIGN section 4: reconciling sees the owner's rows whose run is the fact's or none."""
     story.add("fact: User drinks tea", run_id="r1", **ANN)

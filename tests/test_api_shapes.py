@@ -91,6 +91,38 @@ def test_ids_are_in_the_order_of_adding(memory: Memory, clock: FixedClock) -> No
     assert [entry["id"] for entry in memory.get_all(**ANN)] == ids
 
 
+def test_everything_that_comes_back_is_json(open_memory: Opener, scripted: None) -> None:
+    generator = ScriptedGenerator()
+    memory = open_memory(generator=generator)
+    added = memory.add("fact: User likes tea", metadata={"a": [1, None]}, expires_at="2030-01-01", **ANN)
+    memory.add("fact: User likes milk | changes: User likes\nfact: User is a cat | unsupported", **ANN)
+    memory.add("fact: User hates milk | contests: User likes", **ANN)
+    generator.fail = True
+    with pytest.raises(LocalmemError):
+        memory.add("fact: User waits", **ANN)
+    memory_id = added["results"][0]["id"]
+    answers: list[Any] = [
+        added,
+        *(memory.search("milk", include=i, explain=True, **ANN) for i in ("facts", "pending", "all", "history")),
+        memory.get(memory_id),
+        memory.get_all(**ANN),
+        memory.get_all(as_of="2025-03-01", **ANN),
+        memory.history(memory_id),
+        memory.all_versions(**ANN),
+        memory.decisions(**ANN),
+        memory.contested(**ANN),
+        memory.pending(**ANN),
+        memory.update(memory_id, "User likes water"),
+        memory.delete(memory_id),
+        memory.history(memory_id),
+        memory.delete_all(**ANN),
+        memory.reset(),
+    ]
+    for answer in answers:
+        assert json.loads(json.dumps(answer, allow_nan=False)) == answer
+        assert answer
+
+
 # -- both dialects
 
 

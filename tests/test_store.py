@@ -41,6 +41,7 @@ from localmem.memory import Memory
 from localmem.testing import HashEmbedder, ScriptedGenerator
 
 ANN = {"user_id": "ann"}
+ROOT = Path(__file__).resolve().parent.parent
 
 
 @contextlib.contextmanager
@@ -521,6 +522,48 @@ def test_readers_are_not_held_up_by_a_writer_of_this_program(memory: Memory) -> 
     memory.add("before", infer=False, **ANN)
     with memory._engine.store.db.write(), ThreadPoolExecutor(1) as pool:
         assert texts(pool.submit(memory.search, "before", **ANN).result(timeout=30)) == ["before"]
+
+
+WRITER = """
+import sys
+sys.path.insert(0, sys.argv[2])
+from doubles import add_many
+add_many(sys.argv[1], int(sys.argv[3]), 100000)
+"""
+
+
+def test_processes_killed_while_writing_leave_a_sound_file(open_memory: Opener, tmp_path: Path) -> None:
+    """SIGKILL at no particular moment; what was there before stays, and the file goes on being used."""
+    memory = open_memory(durability="process")
+    memory.add("before", infer=False, **ANN)
+    for worker in range(4):
+        held = len(memory.get_all(**ANN)["results"])
+        writer = subprocess.Popen(
+            [sys.executable, "-c", WRITER, tmp_path / "memory.db", Path(__file__).parent, str(worker)], cwd=ROOT
+        )
+        deadline = time.monotonic() + 60
+        while len(memory.get_all(**ANN)["results"]) < held + 5 and time.monotonic() < deadline:
+            time.sleep(0.01 + 0.007 * worker)
+        writer.send_signal(signal.SIGKILL)
+        writer.wait()
+        assert memory.check() == []
+        kept = texts(memory.get_all(**ANN))
+        assert len(kept) >= held + 5
+        assert kept[0] == "before"
+        numbers = [int(text.split()[1]) for text in kept if text.endswith(f"worker {worker}")]
+        assert numbers == list(range(len(numbers)))  # no gap
+
+
+def test_a_program_that_never_closes_loses_nothing(open_memory: Opener, tmp_path: Path) -> None:
+    program = (
+        "import sys; from localmem.memory import Memory; from localmem.testing import HashEmbedder\n"
+        "memory = Memory(sys.argv[1], embedder=HashEmbedder())\n"
+        "memory.add('left open', infer=False, user_id='ann')\n"
+    )
+    command = [sys.executable, "-c", program, tmp_path / "memory.db"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+    assert texts(open_memory().get_all(**ANN)) == ["left open"]
 
 
 # -- threads and forks
