@@ -124,14 +124,15 @@ def passes(metadata: Mapping[str, Any], tree: Mapping[str, Any] | None) -> bool:
 
 @dataclass
 class Entry:
-    """What one memory should be. ``versions`` holds the texts by number, from 1."""
+    """What one memory should be. ``versions`` holds the texts by number, from 1, ``begins`` when each became true."""
 
     id: str | None  # None: a ghost, nobody was told of it yet
     scope: Scope
     versions: list[str]
-    valid_from: Instant
+    begins: list[Instant]
     metadata: dict[str, Any]
     expires_at: Instant | None
+    said: list[Instant] = field(default_factory=list)  # when the head's text was said; by hand it was not
     head: int = 1
     deleted: bool = False
     delete_event_at: Instant = 0
@@ -140,6 +141,29 @@ class Entry:
     @property
     def text(self) -> str:
         return self.versions[self.head - 1]
+
+    @property
+    def valid_from(self) -> Instant:
+        return self.begins[self.head - 1]
+
+    def begin(self, at: Instant) -> None:
+        self.begins[self.head - 1] = at
+
+    def keep_earlier(self, text: str, at: Instant) -> str:
+        """A version that never was the head."""
+        self.versions.append(text)
+        self.begins.append(at)
+        self.ghost = False
+        return "NOOP"
+
+    def was_said_after(self, at: Instant) -> bool:
+        return any(said > at for said in self.said)
+
+    def split(self, at: Instant) -> None:
+        """The head was said before and again after: what was before becomes a version of its own."""
+        if at > self.valid_from:
+            self.keep_earlier(self.text, self.valid_from)
+        self.begin(min(said for said in self.said if said > at))
 
     def history(self) -> list[tuple[str, str | None, str | None, int]]:
         """(event, old, new, version) of every step."""
@@ -208,27 +232,46 @@ class Model:
         self.entries.append(entry)
         return "ADD"
 
-    def update(self, entry: Entry, text: str, event_at: Instant, metadata: Mapping[str, Any] | None = None) -> str:
+    def update(
+        self, entry: Entry, text: str, at: Instant, metadata: Mapping[str, Any] | None = None, *, by_hand: bool = False
+    ) -> str:
+        if entry.deleted or at < entry.valid_from:
+            return entry.keep_earlier(text, at)
+        if not by_hand and entry.was_said_after(at):
+            entry.split(at)
+            return entry.keep_earlier(text, at)
         entry.versions.append(text)
-        if entry.deleted or event_at < entry.valid_from:
-            entry.ghost = False
-            return "NOOP"
-        entry.head, entry.valid_from = len(entry.versions), event_at
+        entry.begins.append(at)
+        entry.head, entry.said = len(entry.versions), [] if by_hand else [at]
         if metadata is not None:
             entry.metadata = dict(metadata)
         self._settle(entry)
         return "UPDATE"
 
-    def delete(self, entry: Entry, event_at: Instant) -> str:
-        entry.deleted, entry.delete_event_at = True, max(event_at, entry.valid_from)
+    def retract(self, entry: Entry, at: Instant) -> str:
+        """A deletion by what was said: only of what was said before it."""
+        if entry.deleted or at < entry.valid_from:
+            return "NOOP"
+        if entry.was_said_after(at):
+            entry.split(at)
+            return "NOOP"
+        return self.delete(entry, at)
+
+    def delete(self, entry: Entry, at: Instant) -> str:
+        entry.deleted, entry.delete_event_at = True, max(at, entry.valid_from)
         self._settle(entry)
         return "DELETE"
 
     def confirm(self, entry: Entry, fact: Fact) -> str:
+        at = fact.event_at
         if entry.deleted:
-            return self.update(entry, fact.text, fact.event_at)
-        if entry.head == 1:
-            entry.valid_from = min(entry.valid_from, fact.event_at)
+            return entry.keep_earlier(fact.text, at)
+        entry.said.append(at)
+        if at < entry.valid_from:
+            others = [begin for i, begin in enumerate(entry.begins) if i + 1 != entry.head]
+            if any(at < begin <= entry.valid_from for begin in others):
+                return entry.keep_earlier(fact.text, at)
+            entry.begin(at)
         return "NOOP"
 
     def _settle(self, entry: Entry) -> None:
@@ -290,8 +333,7 @@ class Model:
         elif decision.op is Op.DELETE:
             for target in decision.targets:
                 entry = self.by_id(target.id)
-                if not entry.deleted and fact.event_at >= entry.valid_from:
-                    self.delete(entry, fact.event_at)
+                if self.retract(entry, fact.event_at) == "DELETE":
                     expect(next(told), "DELETE", entry.text, entry.id)
         elif decision.targets:
             self.confirm(self.by_id(decision.targets[0].id), fact)
@@ -303,7 +345,8 @@ class Model:
 
     def _made(self, episode: Episode, text: str, memory_id: str | None) -> Entry:
         scope, metadata = episode.scope, dict(episode.metadata)
-        return Entry(memory_id, scope, [text], episode.event_at, metadata, episode.expires_at)
+        at = episode.event_at
+        return Entry(memory_id, scope, [text], [at], metadata, episode.expires_at, [at])
 
 
 def within(asked: Scope, held: Scope) -> bool:
@@ -506,7 +549,7 @@ class RandomRun(RuleBasedStateMachine):
             return
         when = max(self.clock.now, entry.valid_from) if at is None else self._event_at(at)
         told = self.memory.update(entry.id, text, metadata=metadata, timestamp=self._at(at))["results"]
-        event = self.model.update(entry, entry.text if text is None else text, when, metadata)
+        event = self.model.update(entry, entry.text if text is None else text, when, metadata, by_hand=True)
         assert [(change["id"], change["event"], change["memory"]) for change in told] == [(entry.id, event, entry.text)]
 
     @precondition(lambda self: any(e.id for e in self.model.entries))
@@ -561,8 +604,15 @@ class RandomRun(RuleBasedStateMachine):
             self._compare_record(record, entry)
         self._compare_history(entry)
 
-    @rule(scope=asked_scope, query=texts | fact_texts, tree=st.none() | filter_trees, limit=st.none() | st.just(3))
-    def search(self, scope: Scope, query: str, tree: Any, limit: int | None) -> None:
+    @rule(
+        scope=st.none() | asked_scope,
+        home=picks,
+        query=texts | fact_texts,
+        tree=st.none() | filter_trees,
+        limit=st.none() | st.just(3),
+    )
+    def search(self, scope: Scope | None, home: int, query: str, tree: Any, limit: int | None) -> None:
+        scope = scope or self._home(home)
         shown = {entry.id: entry for entry in self.model.shown(scope, tree)}
         turns = [] if tree else [episode.content for episode in self.model.waiting(scope)]
         everything = len(shown) + len(turns)
@@ -636,7 +686,8 @@ class RandomRun(RuleBasedStateMachine):
         where = Scope(**merged)
         handle = self.memory.bound(**ids_of(scope))
         added = handle.add(text, **ids_of(inner), infer=False)
-        entry = Entry(added["results"][0]["id"], where, [text], self.clock.now, {}, None)
+        now = self.clock.now
+        entry = Entry(added["results"][0]["id"], where, [text], [now], {}, None, [now])
         self.model.add(entry)
         assert handle.search(text, limit=500) == self.memory.search(text, **ids_of(scope), limit=500)
 
