@@ -287,9 +287,22 @@ def worth_keeping(text: str, *, before: Message | None, after: Message | None) -
     kept = []
     for position, clause in enumerate(every):
         given = signals(text, every, position, before, after)
-        if probability(given, word_set(clause.text), table["weights"], table["words"]) >= table["threshold"]:
+        if (
+            _is_plain(clause)
+            or probability(given, word_set(clause.text), table["weights"], table["words"]) >= table["threshold"]
+        ):
             kept.append(clause)
     return kept
+
+
+def _is_plain(clause: Clause) -> bool:
+    """A plain statement about oneself: "I work at a print shop", "my wife is called Ines"."""
+    return not clause.question and _plain().match(clause.text.replace("’", "'")) is not None
+
+
+@cache
+def _plain() -> re.Pattern[str]:
+    return re.compile(f"(?i:{'|'.join(rules.load('clauses').table['plain']['patterns'])})")
 
 
 def probability(
