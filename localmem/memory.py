@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import random
 import threading
 import time
 from abc import ABC, abstractmethod
@@ -396,19 +397,23 @@ class _Surface(ABC):
         The last writer wins; a memory that someone else deleted meanwhile is not found.
         """
         engine = self._engine
-        for _ in range(engine.limits.reconcile_rounds_max):
+        vectors = {text: engine.embedder.embed_passages([text])[0]} if text else {}
+        deadline = time.monotonic() + engine.limits.lock_wait_s
+        while True:
             record = self._mine(memory_id)
             wording = record.text if text is None else text
             when = max(engine.clock(), record.valid_from) if event_at is None else event_at
             target = neighbour_of(record.id, record.version, record.text, record.valid_from)
             decision = Decision(stated(wording, when), op, (target,), text=wording or None, reason="manual")
-            vectors = {wording: engine.embedder.embed_passages([wording])[0]} if wording else {}
+            if wording and wording not in vectors:
+                vectors = {wording: engine.embedder.embed_passages([wording])[0]}
             plan = Plan(record.scope, (decision,), vectors, "manual", when, metadata=metadata, guard_targets=True)
             try:
                 return engine.store.apply(plan, engine.clock()) or ()
-            except OwnerMovedError:
-                continue
-        raise ConflictError(f"memory {record.id} kept changing; nothing was written, try again")
+            except OwnerMovedError:  # another writer was faster: look again, after a moment of its own length
+                if time.monotonic() > deadline:
+                    raise ConflictError(f"memory {record.id} kept changing; nothing was written, try again") from None
+                time.sleep(random.uniform(0, 0.005))
 
     @abstractmethod
     def _check_open(self) -> None:
