@@ -16,7 +16,6 @@ from localmem.store_apply import (
     Changes,
     Plan,
     blob_of,
-    contest,
     delete_fts,
     insert_fts,
     new_id,
@@ -30,7 +29,6 @@ from localmem.types import (
     Change,
     EpisodeId,
     Instant,
-    MemoryId,
     Message,
     Scope,
 )
@@ -155,12 +153,6 @@ class Store:
             if plan.episode_id is not None and plan.finish:
                 _finish_episode(tx, plan.episode_id)
             return tuple(changes)
-
-    def mark_contested(self, pairs: Sequence[tuple[MemoryId, MemoryId]]) -> None:
-        """Mark pairs of memories as contradicting each other, both ways."""
-        with self.db.write() as tx:
-            for one, other in pairs:
-                contest(tx, one, other, None)
 
     def reset(self) -> int:
         """Delete everything in the file, history included; returns how many memories there were."""

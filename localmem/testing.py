@@ -6,7 +6,6 @@ import hashlib
 import math
 import threading
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from localmem.errors import GeneratorError, InvalidInputError
@@ -14,7 +13,7 @@ from localmem.types import Instant, Prompt
 
 if TYPE_CHECKING:
     from localmem.memory import Memory
-    from localmem.types import Generator, Vector, Vectors
+    from localmem.types import Vector, Vectors
 
 
 class HashEmbedder:
@@ -134,11 +133,3 @@ def eval_factory() -> Memory:
         _shared["embedder"] = default_embedder()
         _shared["generator"] = open_generator(None)
     return Memory(":memory:", embedder=_shared["embedder"], generator=_shared["generator"])
-
-
-def fresh_file(folder: Path, name: str = "memory.db", **options: Any) -> Memory:
-    """A Memory on a real file with the hashing embedder and a scripted generator, unless others are given."""
-    from localmem.memory import Memory
-
-    generator: Generator = options.pop("generator", None) or ScriptedGenerator()
-    return Memory(folder / name, embedder=options.pop("embedder", HashEmbedder()), generator=generator, **options)
