@@ -359,7 +359,7 @@ def _forget_targets(
         if request.own or _said_before(episode, request):
             return [], []
         ids = store_read.last_changed(tx, within, episode.id)
-        return [everything[i] for i in ids if i in everything], store_read.last_messages(tx, episode.scope, episode.id)
+        return [everything[i] for i in ids if i in everything], store_read.last_messages(tx, episode.id)
     vector = engine.embedder.embed_query(request.query)
     within = replace(within, history=True)
     cosines = store_pools.vector_pool(tx, within, vector)

@@ -107,24 +107,30 @@ def vector_pool(tx: Tx, within: Reach, query: Vector, k: int = POOL) -> dict[int
 
 def _knn(tx: Tx, within: Reach, query: Vector, k: int) -> dict[int, float]:
     """Visibility is decided inside the KNN: conditions joined afterwards would cut below k (DESIGN section 7)."""
-    parts, bindings = ["embedding match ?", "k = ?"], [query.tobytes(), min(k, KNN_MAX)]
-    for sql, value in (
-        ("owner_id = ?", within.owner),
-        ("agent = ?", within.scope.agent_id),
-        ("run = ?", within.scope.run_id),
-        ("live = ?", 1 if within.heads_only else None),
-        ("valid_from <= ?", within.as_of),
-        ("valid_to > ?", within.as_of),
-        ("expires_at > ?", within.now),
-    ):
-        if value is not None:
-            parts.append(sql)
-            bindings.append(value)
-    rows = tx.execute(f"select rowid, distance from memory_vec where {' and '.join(parts)}", bindings).fetchall()
+    visible = {
+        "live = ?": 1 if within.heads_only else None,
+        "valid_from <= ?": within.as_of,
+        "valid_to > ?": within.as_of,
+        "expires_at > ?": within.now,
+    }
+    near = _nearest(tx, "memory_vec", within, visible, query, k)
     if within.heads_only:
-        return {row: 1.0 - distance for row, distance in rows}
-    unseen = _ghosts(tx, [row for row, _ in rows])
-    return {row: 1.0 - distance for row, distance in rows if row not in unseen}
+        return near
+    unseen = _ghosts(tx, list(near))
+    return {row: cosine for row, cosine in near.items() if row not in unseen}
+
+
+def _nearest(
+    tx: Tx, table: str, within: Reach, visible: Mapping[str, int | None], query: Vector, k: int
+) -> dict[int, float]:
+    """Row id -> cosine of the k nearest rows of a vec0 table in scope; a condition whose value is None is left out."""
+    scoped = {"owner_id = ?": within.owner, "agent = ?": within.scope.agent_id, "run = ?": within.scope.run_id}
+    given = {sql: value for sql, value in {**scoped, **visible}.items() if value is not None}
+    rows = tx.execute(
+        f"select rowid, distance from {table} where {' and '.join(['embedding match ?', 'k = ?', *given])}",
+        (query.tobytes(), min(k, KNN_MAX), *given.values()),
+    )
+    return {row: 1.0 - distance for row, distance in rows}
 
 
 def _ghosts(tx: Tx, versions: Sequence[int]) -> set[int]:
@@ -174,7 +180,7 @@ def word_pool(tx: Tx, within: Reach, query: str, k: int = POOL) -> dict[int, flo
     File-wide bm25() would let other owners' words change these scores, so FTS only selects.
     """
     documents, average = _document_statistics(tx, within)
-    prefix = _owner_expression(within, "o", "h")
+    prefix = _owner_expression(within, "o" if within.heads_only else "oh")
     postings = _postings(tx, "memory_fts", prefix, rank.terms(query), documents, _versions_in(within))
     best = rank.rarest_first(postings, documents, keep=k * 4)
     if not _decided_by_index(within):
@@ -219,11 +225,12 @@ def _postings(
     return telling or [rows for rows in found if rows]
 
 
-def _owner_expression(within: Reach, current: str, past: str) -> str:
+def _owner_expression(within: Reach, states: str) -> str:
+    """The FTS5 condition of an owner's rows in some states, one letter each: see the views of the word indexes."""
     if within.owner is None:
         return ""
-    tokens = [f"{current}{within.owner}"] + ([] if within.heads_only else [f"{past}{within.owner}"])
-    return f"owner : ({' OR '.join(rank.quoted(token) for token in tokens)}) AND "
+    tokens = [rank.quoted(f"{state}{within.owner}") for state in states]
+    return f"owner : ({' OR '.join(tokens)}) AND "
 
 
 def _document_statistics(tx: Tx, within: Reach) -> tuple[int, float]:
@@ -278,20 +285,8 @@ def turn_pool(
     tx: Tx, within: Reach, text: str, query: Vector, *, pending_only: bool, k: int = POOL
 ) -> tuple[dict[int, float], dict[int, float]]:
     """(by vector, by words) of raw turns: message id -> score. Suppressed turns are in no index."""
-    parts, bindings = ["embedding match ?", "k = ?"], [query.tobytes(), k]
-    for sql, value in (
-        ("owner_id = ?", within.owner),
-        ("agent = ?", within.scope.agent_id),
-        ("run = ?", within.scope.run_id),
-        ("pending = ?", 1 if pending_only else None),
-    ):
-        if value is not None:
-            parts.append(sql)
-            bindings.append(value)
-    rows = tx.execute(f"select rowid, distance from turn_vec where {' and '.join(parts)}", bindings).fetchall()
-    by_vector = {row: 1.0 - distance for row, distance in rows}
-    tokens = [] if within.owner is None else [f"p{within.owner}"] + ([] if pending_only else [f"x{within.owner}"])
-    prefix = f"owner : ({' OR '.join(rank.quoted(t) for t in tokens)}) AND " if tokens else ""
+    by_vector = _nearest(tx, "turn_vec", within, {"pending = ?": 1 if pending_only else None}, query, k)
+    prefix = _owner_expression(within, "p" if pending_only else "px")
     inside = _turns_in(within, pending_only=pending_only)
     [(documents,)] = tx.execute(f"select count(*) from ({inside.sql})", inside.bindings).fetchall()
     only = inside if within.owner is None else None

@@ -292,7 +292,7 @@ _LAST_EPISODE = (
 )
 
 
-def last_messages(tx: Tx, scope: Scope, before: EpisodeId) -> list[tuple[EpisodeId, int]]:
+def last_messages(tx: Tx, before: EpisodeId) -> list[tuple[EpisodeId, int]]:
     """(episode, position) of the messages in the episode that came last before this one."""
     rows = tx.execute(
         f"select episode_id, position from message where role <> 'system' and episode_id = ({_LAST_EPISODE})", (before,)
