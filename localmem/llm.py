@@ -54,7 +54,7 @@ def open_generator(
     if spec is None:
         spec = settings.generator
     if spec is None:
-        return LlamaGenerator(_default_path, threads=threads)
+        return LlamaGenerator(_default_path, adapter=_default_adapter, threads=threads)
     if isinstance(spec, str):
         if not spec.strip():
             raise InvalidInputError("generator is empty; give a GGUF path, a server's URL, or leave it out")
@@ -81,12 +81,19 @@ def _default_path() -> Path:
     return artifacts.generator_path()
 
 
+def _default_adapter() -> Path | None:
+    from localmem import artifacts
+
+    return artifacts.adapter_path()
+
+
 class LlamaGenerator:
     """A chat GGUF in this process. Loaded at the first call, thread-safe, reloaded in a forked child.
 
     ``path``: the file, or a function giving it (asked at first use). ``threads``: 1 or more; None for the physical
     cores this process may use, at most 8. ``context_tokens``: prompt and reply together. ``adapter``: a LoRA GGUF
-    made for this model. ``prefix_reuse=False`` evaluates each prompt whole; replies are the same, only slower.
+    made for this model, or a function giving it or None. ``prefix_reuse=False`` evaluates each prompt whole; replies
+    are the same, only slower.
     """
 
     def __init__(
@@ -96,7 +103,7 @@ class LlamaGenerator:
         threads: int | None = None,
         context_tokens: int = 2048,
         seed: int = 1,
-        adapter: Path | None = None,
+        adapter: Path | str | Callable[[], Path | None] | None = None,
         prefix_reuse: bool = True,
     ) -> None:
         if threads is not None and threads < 1:
@@ -107,7 +114,9 @@ class LlamaGenerator:
         self._threads = threads or default_threads()
         self._context_tokens = context_tokens
         self._seed = seed
-        self._adapter = None if adapter is None else Path(adapter)
+        self._adapter: Path | Callable[[], Path | None] | None = (
+            adapter if adapter is None or callable(adapter) else Path(adapter)
+        )
         self._prefix_reuse = prefix_reuse
         self._closed = False
         self._lock = threading.Lock()
@@ -123,14 +132,16 @@ class LlamaGenerator:
             name = self._file().stem
         except ModelNotFoundError:
             name = "default"
-        return f"llama:{name}" + (f"+{self._adapter.stem}" if self._adapter else "")
+        adapter = self._adapter_file()
+        return f"llama:{name}" + (f"+{adapter.stem}" if adapter else "")
 
     def fingerprint(self) -> Mapping[str, str]:
         """What a reply depends on besides the prompt. Reads the files, does not load the model."""
+        adapter = self._adapter_file()
         return {
             "generator": self.id,
             "model_sha256": _sha256(self._file()),
-            "adapter": _sha256(self._adapter) if self._adapter else "",
+            "adapter": _sha256(adapter) if adapter else "",
             "llama_cpp": _llama_cpp_version(),
             "seed": str(self._seed),
             "threads": str(self._threads),
@@ -198,7 +209,7 @@ class LlamaGenerator:
             self._model = NativeModel(
                 _load_library(),
                 self._file(),
-                adapter=self._adapter,
+                adapter=self._adapter_file(),
                 threads=self._threads,
                 context_tokens=self._context_tokens,
                 prefix_reuse=self._prefix_reuse,
@@ -225,6 +236,11 @@ class LlamaGenerator:
         if not isinstance(self._path, Path):
             self._path = self._path()  # asked again until it is there, then never: the model stays the same
         return self._path
+
+    def _adapter_file(self) -> Path | None:
+        if callable(self._adapter):
+            self._adapter = self._adapter()
+        return self._adapter
 
 
 _FORKED: weakref.WeakSet[LlamaGenerator] = weakref.WeakSet()

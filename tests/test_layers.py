@@ -18,7 +18,7 @@ LINES_MAX = 650  # of one file: beyond that a reader cannot hold it
 
 LAYERS = (  # top to bottom; a module may import its own layer and those below
     {"__main__", "cli", "mcp_server", "inspector", "testing"},
-    {"feed", "terminal"},
+    {"feed", "report", "terminal"},
     {"aio", "memory", "shapes", "transcripts", "transcript_json", "transcript_parts", "transcript_text"},
     {"inputs"},
     {"ingest", "search"},
@@ -35,10 +35,13 @@ LAYERS = (  # top to bottom; a module may import its own layer and those below
         "llm_server",
         "extract",
         "decide",
+        "probe",
+        "wishes",
     },
     {
         "db",
         "artifacts",
+        "manifest",
         "prompts",
         "rank",
         "relate",
@@ -53,6 +56,7 @@ LAYERS = (  # top to bottom; a module may import its own layer and those below
         "rules",
         "secrets",
         "support",
+        "tuned",
         "words",
     },
     {"types", "errors"},

