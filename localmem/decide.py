@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from weakref import WeakKeyDictionary
 
-from localmem import forget, prompts, relate, rules, support, words
+from localmem import forget, prompts, relate, rules, support, tuned, words
 from localmem.errors import GeneratorError
 from localmem.types import Actor, Decision, Fact, Generator, Message, Neighbour, Op, Prompt, Relation
 
@@ -26,7 +26,10 @@ _GROUPS: Mapping[str, tuple[Relation, ...]] = {
     RETRACTS: (Relation.RETRACTS,),
 }
 _OPS = {SAME: Op.NOOP, CHANGES: Op.UPDATE, RETRACTS: Op.DELETE}
+# What the labels of prompts/stance.toml mean, in their order: "other" is unrelated or beside.
+_STANCES = (Relation.COEXISTS, Relation.SAME, Relation.REFINES, Relation.CHANGES, Relation.RETRACTS)
 _MERGED_TOKENS_MAX = 64
+_SAID_SHARE_MIN, _KEPT_SHARE_MIN = 0.6, 0.6  # content words of the fact, and of a memory it refines, in the new text
 _CONTENT_FREE = ("N/A", "")
 
 
@@ -36,6 +39,7 @@ class Policy:
 
     weights: Mapping[str, Mapping[str, float]]  # class -> signal -> weight, against "none"
     label_weights: Mapping[str, float]  # class -> weight of the model's own log-odds
+    offsets: Mapping[str, float]  # class -> added to its log-odds
     signal_scale: float  # how much the seen signals count beside the model
     calibrated: bool  # subtract the label bias measured on content-free notes (Zhao et al. 2021)
     accept: Mapping[str, float]  # class -> probability from which it is believed
@@ -62,13 +66,14 @@ def policy_for(generator_id: str | None) -> Policy:
     return Policy(
         weights=table["weights"],
         label_weights=chosen["labels"],
+        offsets=chosen.get("offsets", dict.fromkeys(_OPS, 0.0)),
         signal_scale=chosen["signal_scale"],
         calibrated=chosen["calibrated"],
         accept=chosen["accept"],
         doubt=chosen["doubt"],
         duplicate_cosine=table["duplicate_cosine"],
         cosine_min=table["cosine_min"],
-        asked_max=table["asked_max"],
+        asked_max=chosen.get("asked_max", table["asked_max"]),
     )
 
 
@@ -145,6 +150,11 @@ def relation_scores(
     """
     if generator is None or not pairs:
         return [{} for _ in pairs]
+    if tuned.speaks(generator.id):
+        file = prompts.load("stance")
+        asked = [tuned.stance_prompt(fact.text, other.text) for fact, other in pairs]
+        rows = score_many(generator, asked, list(file.labels.values()))
+        return [dict(zip(_STANCES, row, strict=True)) for row in rows]
     file = prompts.load("relation")
     relations = [Relation(meaning) for meaning in file.labels]
     symbols = list(file.labels.values())
@@ -179,7 +189,7 @@ def label_odds(relations: Mapping[Relation, float]) -> dict[str, float]:
     """Log-odds of each class against "none" by the model's scores alone; 0 for all without scores."""
     if not relations:
         return dict.fromkeys(_OPS, 0.0)
-    totals = {name: _log_sum([relations[r] for r in group]) for name, group in _GROUPS.items()}
+    totals = {name: _log_sum([relations[r] for r in group if r in relations]) for name, group in _GROUPS.items()}
     return {name: max(-12.0, min(12.0, totals[name] - totals[NONE])) for name in _OPS}
 
 
@@ -208,7 +218,7 @@ def chances(seen: Mapping[str, float], odds: Mapping[str, float], policy: Policy
     for name in _OPS:
         weights = policy.weights[name]
         total = sum(weight * seen.get(signal, 0.0) for signal, weight in weights.items())
-        totals[name] = policy.signal_scale * total + policy.label_weights[name] * odds[name]
+        totals[name] = policy.signal_scale * total + policy.label_weights[name] * odds[name] + policy.offsets[name]
     norm = _log_sum(list(totals.values()))
     return {name: math.exp(total - norm) for name, total in totals.items()}
 
@@ -333,7 +343,12 @@ def _updated(generator: Generator | None, fact: Fact, view: _View, policy: Polic
         probabilities=dict(view.chances),
         reason="changed",
     )
-    if relate.adds_up(fact.text, known.text) or not _refines(fact, view, policy):
+    refines = _refines(fact, view, policy)
+    if generator is not None and tuned.speaks(generator.id):
+        text = _reworded(generator, fact, known, Relation.REFINES if refines else Relation.CHANGES)
+        if text is not None:
+            return replace(update, text=text, reason="refined" if refines else "changed", guards=("reworded",))
+    if relate.adds_up(fact.text, known.text) or not refines:
         return update
     merged = _merged(generator, fact, known)
     if merged is not None:
@@ -364,21 +379,45 @@ def _merged(generator: Generator | None, fact: Fact, known: Neighbour) -> str | 
     """One wording of both, checked: no content word of either is lost and nothing is new. None when there is none."""
     if generator is None:
         return None
+    prompt = prompts.render("merge", known=known.text, new=fact.text)
+    text = _sentence(generator, prompt, "merge", fact, known)
+    if text is None:
+        return None
+    both = frozenset(relate.content(fact.text)) | frozenset(relate.content(known.text))
+    return text if frozenset(relate.content(text)) == both else None
+
+
+def _reworded(generator: Generator, fact: Fact, known: Neighbour, stance: Relation) -> str | None:
+    """The tuned model's wording of an update, checked: it says what the fact says, and little of a memory that stays
+    true is lost. None when it does not."""
+    prompt = tuned.reword_prompt(stance.value, [known.text], fact.text)
+    text = _sentence(generator, prompt, "reword", fact, known)
+    if text is None or not _holds(text, fact.text, _SAID_SHARE_MIN):
+        return None
+    return text if stance is Relation.CHANGES or _holds(text, known.text, _KEPT_SHARE_MIN) else None
+
+
+def _holds(text: str, source: str, share_min: float) -> bool:
+    """Whether a text has the names and numbers of its source and at least this share of its content words."""
+    if relate.names(source) - relate.names(text) - {text.partition(" ")[0]}:
+        return False
+    wanted = frozenset(relate.content(source))
+    kept = len(wanted & frozenset(relate.content(text)))
+    return not relate.numbers(source) - relate.numbers(text) and kept >= share_min * len(wanted)
+
+
+def _sentence(generator: Generator, prompt: Prompt, grammar: str, fact: Fact, known: Neighbour) -> str | None:
+    """One line about the same person that says nothing beyond both texts; None when the model does not give one."""
     subjects = sorted(
         {text.partition(" ")[0].removesuffix("'s").removesuffix("’s") for text in (fact.text, known.text)}
     )
     try:
         reply = generator.generate(
-            prompts.render("merge", known=known.text, new=fact.text),
-            grammar=prompts.grammar("merge", subjects=subjects),
-            tokens_max=_MERGED_TOKENS_MAX,
+            prompt, grammar=prompts.grammar(grammar, subjects=subjects), tokens_max=_MERGED_TOKENS_MAX
         )
     except GeneratorError:
         return None  # the fact is safe without a merged wording
     text = " ".join(reply.split()).rstrip(" .,;:")
-    both = frozenset(relate.content(fact.text)) | frozenset(relate.content(known.text))
-    if frozenset(relate.content(text)) != both:
-        return None
     source = f"{known.text}\n{fact.text}"
     failed = support.check(text, source, [Message("user", source)], [], fact.event_at)
     return None if failed else text

@@ -15,12 +15,17 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 
-from localmem import clauses, dates, gbnf, prompts, rules, support, words
+from localmem import clauses, dates, gbnf, prompts, rules, support, tuned, words
 from localmem.config import Limits
 from localmem.types import Actor, Fact, Generator, Instant, Kind, Message, Span
 
 FACT_CHARS_MAX = 200
+_TUNED_RECENT_MAX = 4  # messages of context, as in training
+_TUNED_PART_TOKENS = 260  # few training messages are longer
+_END_CHARS = 240  # of the part before
 USER, ASSISTANT = "User", "Assistant"
+TUNED, BY_CLAUSE, WHOLE = "tuned", "clauses", "whole"
+_KINDS = {"-": Kind.SEMANTIC, "@": Kind.EPISODIC, "!": Kind.PROCEDURAL}  # the tuned model's marks
 _SPEAKING = ("user", "assistant", "tool", "document")
 _ACTORS = {"assistant": Actor.ASSISTANT, "tool": Actor.TOOL, "document": Actor.DOCUMENT}
 
@@ -57,6 +62,7 @@ class _Draft:
 
     text: str
     span: Span | None = None
+    kind: Kind | None = None
 
 
 def extract(
@@ -68,29 +74,40 @@ def extract(
     limits: Limits,
 ) -> Extraction:
     """The facts in the messages, said at ``event_at``. Raises GeneratorError when the model fails."""
-    by_clause = reads_by_clause(generator.id)
+    reading = reading_of(generator.id)
     shown = _shown_context(generator, context, limits)
     found: list[tuple[Fact, tuple[str, ...]]] = []
-    for part in _parts(generator, messages, limits):
-        drafts = _clause_drafts(generator, part, shown) if by_clause else _whole_drafts(generator, part, shown, limits)
+    tokens_max = min(limits.part_tokens_max, _TUNED_PART_TOKENS) if reading == TUNED else limits.part_tokens_max
+    before: Sequence[_Piece] = ()
+    for part in _parts(generator, tuned.heard(messages) if reading == TUNED else messages, tokens_max):
+        if reading == TUNED:
+            drafts = _tuned_drafts(generator, part, before, shown, event_at, limits)
+            before = part
+        elif reading == BY_CLAUSE:
+            drafts = _clause_drafts(generator, part, shown)
+        else:
+            drafts = _whole_drafts(generator, part, shown, limits)
         found.extend(_examined(draft, part, shown, event_at) for draft in drafts)
     facts = _once([fact for fact, guards in found if not guards])
     refused = [(fact, guards) for fact, guards in found if guards and guards != ("known",)]
-    return Extraction(facts, tuple(refused), _fingerprint(by_clause))
+    return Extraction(facts, tuple(refused), _fingerprint(reading))
 
 
-def reads_by_clause(generator_id: str) -> bool:
-    """Whether this model is one of those that invent facts when they are asked for all of them at once."""
+def reading_of(generator_id: str) -> str:
+    """How this model reads: by its own training; clause by clause, where it would invent facts; else whole."""
+    if tuned.speaks(generator_id):
+        return TUNED
     patterns = rules.load("extract").table["reading"]["by_clause"]
-    tuned = "+" in generator_id  # llama:MODEL+ADAPTER
-    return not tuned and any(fnmatchcase(generator_id.lower(), pattern) for pattern in patterns)
+    adapted = "+" in generator_id  # llama:MODEL+ADAPTER
+    led = not adapted and any(fnmatchcase(generator_id.lower(), pattern) for pattern in patterns)
+    return BY_CLAUSE if led else WHOLE
 
 
-def _fingerprint(by_clause: bool) -> dict[str, str]:
+def _fingerprint(reading: str) -> dict[str, str]:
     return {
-        "extract_prompt": prompts.load("extract").version,
+        "extract_prompt": prompts.load("facts" if reading == TUNED else "extract").version,
         "extract_rules": rules.load("extract").version,
-        "extract_reading": "clauses" if by_clause else "whole",
+        "extract_reading": reading,
     }
 
 
@@ -130,15 +147,15 @@ def _cut(generator: Generator, text: str, tokens_max: int) -> tuple[str, int]:
     return text, cost
 
 
-def _parts(generator: Generator, messages: Sequence[Message], limits: Limits) -> Iterator[list[_Piece]]:
-    """The messages, in order, in groups of at most ``part_tokens_max`` tokens; system messages are not read."""
+def _parts(generator: Generator, messages: Sequence[Message], tokens_max: int) -> Iterator[list[_Piece]]:
+    """The messages, in order, in groups of at most ``tokens_max`` tokens; system messages are not read."""
     part: list[_Piece] = []
     used = 0
     for index, message in enumerate(messages):
         if message.role not in _SPEAKING or not message.content.strip():
             continue
-        for offset, text, cost in _split(generator, message.content, limits.part_tokens_max):
-            if part and used + cost > limits.part_tokens_max:
+        for offset, text, cost in _split(generator, message.content, tokens_max):
+            if part and used + cost > tokens_max:
                 yield part
                 part, used = [], 0
             part.append(_Piece(index, offset, replace(message, content=text)))
@@ -225,6 +242,41 @@ def _whole_drafts(
             yield _Draft(line[2:])
 
 
+# ------------------------------------------------------------------ reading by the tuned model
+
+
+def _tuned_drafts(
+    generator: Generator,
+    part: Sequence[_Piece],
+    before: Sequence[_Piece],
+    context: ExtractContext,
+    event_at: Instant,
+    limits: Limits,
+) -> Iterator[_Draft]:
+    """``before``: the part of these messages that was read before this one; it is context now."""
+    said = [piece.message for piece in part]
+    recent = [*context.recent[_TUNED_RECENT_MAX - 1 :: -1], *(_end_of(piece.message) for piece in before)]
+    reply = generator.generate(
+        tuned.facts_prompt(said, recent[-_TUNED_RECENT_MAX:], event_at),
+        grammar=prompts.grammar("facts", subjects=_tuned_subjects(said)),
+        tokens_max=limits.reply_tokens_max,
+    )
+    for line in reply.splitlines():
+        if line[:2].strip() in _KINDS:
+            yield _Draft(line[2:], kind=_KINDS[line[0]])
+
+
+def _end_of(message: Message) -> Message:
+    """What a long message came to, without its beginning."""
+    text = message.content
+    return message if len(text) <= _END_CHARS else replace(message, content="… " + text[-_END_CHARS:].partition(" ")[2])
+
+
+def _tuned_subjects(said: Sequence[Message]) -> tuple[str, ...]:
+    names = tuple(dict.fromkeys(" ".join(m.name.split()) for m in said if m.name and m.name.strip()))
+    return (*names, ASSISTANT) if names else (USER, "Users", ASSISTANT)
+
+
 # ------------------------------------------------------------------ reading clause by clause
 
 
@@ -274,7 +326,7 @@ def _examined(
     span, quote = _evidence(draft, text, part, said, context)
     role = said[_position(part, span)].role if span else "user"
     actor = Actor.ASSISTANT if text.startswith(ASSISTANT) else _ACTORS.get(role, Actor.USER)
-    fact = Fact(text=text, quote=quote, span=span, kind=kind_of(text), actor=actor, event_at=event_at)
+    fact = Fact(text=text, quote=quote, span=span, kind=draft.kind or kind_of(text), actor=actor, event_at=event_at)
     if not _has_content(text):
         return fact, ("empty",)
     if span is None and _repeats(text, context):

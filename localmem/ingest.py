@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from localmem import forget, rank, secrets, store_pools, store_read
+from localmem import forget, rank, secrets, store_pools, store_read, tuned, wishes
 from localmem.config import Limits
 from localmem.decide import decide_all
 from localmem.errors import ConflictError, GeneratorError, LocalmemError, StorageError
@@ -42,6 +42,7 @@ if TYPE_CHECKING:
     from localmem.types import Vector, Vectors
 
 SUMMARY_LINES_MAX = 12
+FORGET_ASKED_COSINE, FORGET_ASKED_MAX = 0.2, 24  # memories the tuned model is asked about
 FORGET_COSINE, FORGET_HALF_COSINE, FORGET_WORDS = 0.62, 0.45, 0.5
 
 
@@ -141,8 +142,8 @@ def finish(engine: Engine, episode_id: EpisodeId) -> Added:
     if episode.state != "pending":
         return Added(episode_id, ())
     try:
-        request = forget.detect(episode.messages)
-        if request is None or request.ambiguous:  # in doubt nothing is taken away
+        request = _request_in(engine, episode)
+        if request is None:
             return Added(episode_id, _reconcile(engine, episode))
         rest = _rest(episode, request)
         changes = _forget(engine, episode, request, finish=rest is None)
@@ -288,10 +289,18 @@ def _embed(engine: Engine, texts: Iterable[str]) -> dict[str, Vector]:
 # -------------------------------------------------------------------- forgetting
 
 
+def _request_in(engine: Engine, episode: EpisodeRecord) -> forget.ForgetRequest | None:
+    """What the episode asks to forget. Plain words need no model; a missing one shows when facts are read."""
+    plain = forget.detect(episode.messages)
+    if plain is not None and not plain.ambiguous:
+        return plain
+    return wishes.request_in(engine.generator(), episode.messages, _context(engine, episode).recent[::-1])
+
+
 def _forget(
     engine: Engine, episode: EpisodeRecord, request: forget.ForgetRequest, *, finish: bool
 ) -> tuple[Change, ...]:
-    """Carry out a forget request at once, before any model is asked.
+    """Carry out a forget request at once, before facts are read.
 
     finish: the message says nothing else. Otherwise its other words go on to extraction, the request blanked out,
     and the message is suppressed when the episode ends.
@@ -300,6 +309,8 @@ def _forget(
         if store_read.has_forgotten(tx, episode.id):
             return ()
         targets, turns = _forget_targets(engine, tx, episode, request)
+    if request.kind == "topic":
+        targets = _meant(engine, episode, request, targets)
     turns = [*turns, *_said_before(episode, request)]
     words = episode.messages[request.message].content[request.span.start : request.span.end]
     decision = Decision(
@@ -364,10 +375,34 @@ def _forget_targets(
     within = replace(within, history=True)
     cosines = store_pools.vector_pool(tx, within, vector)
     known = store_read.records(tx, within, list({*cosines, *store_pools.word_pool(tx, within, request.query)}))
-    ids = [r.id for v, (r, _) in known.items() if _is_meant(request.query, r.text, cosines.get(v, 0.0))]
+    near = {r.id: cosines.get(v, 0.0) for v, (r, _) in known.items()}
+    ids = sorted((i for i in near if i in everything), key=lambda i: -near[i])
     turns = store_read.matching_messages(tx, episode.scope, before=episode.id)
     meant = [(e, p) for e, p, content in turns if rank.coverage(request.query, content) >= 1.0]
-    return [everything[i] for i in ids if i in everything], meant
+    return [replace(everything[i], cosine=near[i]) for i in ids], meant
+
+
+def _meant(
+    engine: Engine, episode: EpisodeRecord, request: forget.ForgetRequest, candidates: Sequence[Neighbour]
+) -> list[Neighbour]:
+    """The memories a request names: by the tuned model where it is there, else by shared words and nearness."""
+    generator = _tuned_generator(engine)
+    if generator is None:
+        return [n for n in candidates if _is_meant(request.query, n.text, n.cosine)]
+    said = episode.messages[request.message].content[request.span.start : request.span.end]
+    asked = said if rank.coverage(request.query, said) >= FORGET_WORDS else f"forget {request.query}"
+    near = [n for n in candidates if n.cosine >= FORGET_ASKED_COSINE or rank.coverage(request.query, n.text) > 0]
+    near = near[:FORGET_ASKED_MAX]
+    return [n for n, wanted in zip(near, wishes.meant(generator, asked, [n.text for n in near]), strict=True) if wanted]
+
+
+def _tuned_generator(engine: Engine) -> Generator | None:
+    """The generator where it knows forget requests; plain ones are carried out without a model too."""
+    try:
+        generator = engine.generator()
+        return generator if tuned.speaks(generator.id) else None
+    except LocalmemError:
+        return None
 
 
 def _is_meant(query: str, text: str, cosine: float) -> bool:

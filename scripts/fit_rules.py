@@ -120,7 +120,9 @@ def _write_keep(weights: dict[str, float], word_weights: dict[str, float], thres
     lines = [
         "# Written by scripts/fit_rules.py keep. Which models are led clause by clause, and which clauses are kept.",
         "[reading]",
-        "# Lower-case patterns of generator ids without an adapter: these invent facts when asked for all at once.",
+        "# Lower-case patterns of generator ids. Trained on the prompts of localmem/tuned.py:",
+        'tuned = ["llama:*+localmem*"]',
+        "# Without an adapter, these invent facts when asked for all at once:",
         'by_clause = ["llama:*smollm2-135m*", "llama:*smollm2-360m*", "llama:default"]',
         "",
         "[keep]",
@@ -287,8 +289,8 @@ def fit_decide(path: Path, model: Path | None, ridge: float, sample: int) -> Non
                 "labels": label_weights,
             }
         )
-        policy = decide.Policy(_SELF, label_weights, scale, True, fits[0]["accept"], {}, 0.92, 0.3, 4)
-        alone = replace(policy, label_weights=dict.fromkeys(CLASSES[1:], 0.0), signal_scale=1.0)
+        policy = _policy(scale, label_weights, fits[0]["accept"])
+        alone = replace(policy, label_weights=_ZERO, signal_scale=1.0)
         print(
             f"labels {label_weights}, scale {scale:.2f}: (rows, right, destructive)",
             outcome(scored, policy),
@@ -306,6 +308,11 @@ def _with_odds(pairs: Sequence[Pair], generator: Generator) -> list[Pair]:
 
 
 _SELF = {name: {name: 1.0} for name in CLASSES[1:]}  # weights for signals that are totals already
+_ZERO = dict.fromkeys(CLASSES[1:], 0.0)
+
+
+def _policy(scale: float, labels: Mapping[str, float], accept: Mapping[str, float]) -> decide.Policy:
+    return decide.Policy(_SELF, labels, _ZERO, scale, True, accept, {}, 0.92, 0.3, 4)
 
 
 def out_of_fold(pairs: Sequence[Pair], names: Sequence[str], ridge: float, folds: int = 5) -> list[Pair]:
@@ -324,7 +331,7 @@ def out_of_fold(pairs: Sequence[Pair], names: Sequence[str], ridge: float, folds
 
 def _fit(pattern: str, scale: float, label_weights: dict[str, float], held: Sequence[Pair]) -> dict[str, Any]:
     """A table of the rule file, its bounds set on totals of rows that were not fitted on."""
-    policy = decide.Policy(_SELF, label_weights, scale, True, {}, {}, 0.92, 0.3, 4)
+    policy = _policy(scale, label_weights, {})
     accept = bounds(held, policy)
     count, right, wrong = outcome(held, replace(policy, accept=accept))
     print(f"{pattern}: bounds {accept}: {right}/{count} right, {wrong} destructive, out of fold")

@@ -9,7 +9,7 @@ import pytest
 
 from localmem import clauses, dates
 from localmem.config import Limits
-from localmem.extract import FACT_CHARS_MAX, ExtractContext, Extraction, extract, kind_of, reads_by_clause
+from localmem.extract import FACT_CHARS_MAX, ExtractContext, Extraction, extract, kind_of, reading_of
 from localmem.testing import ScriptedGenerator
 from localmem.types import Actor, Kind, Message, Prompt
 
@@ -194,10 +194,11 @@ SMALL = "llama:SmolLM2-135M-Instruct.Q4_0"
 
 class TestClauseByClause:
     def test_which_models_are_led(self) -> None:
-        assert reads_by_clause(SMALL)
-        assert not reads_by_clause(SMALL + "+localmem")
-        assert not reads_by_clause("llama:Qwen2.5-7B-Instruct-Q4_K_M")
-        assert not reads_by_clause("scripted")
+        assert reading_of(SMALL) == "clauses"
+        assert reading_of(SMALL + "+localmem-1") == "tuned"
+        assert reading_of(SMALL + "+other") == "whole"
+        assert reading_of("llama:Qwen2.5-7B-Instruct-Q4_K_M") == "whole"
+        assert reading_of("scripted") == "whole"
 
     def test_only_words_of_the_person_are_used(self) -> None:
         generator = Recorder(id=SMALL)

@@ -33,6 +33,26 @@ def rewrite(text: str, at: Instant) -> str:
     return "".join((*parts, text[last:]))
 
 
+def annotated(text: str, at: Instant) -> str:
+    """The text with the value of each date phrase behind it: ``we met last Friday [2025-02-28]``.
+
+    Phrases that recur and those that may are included, whoever reads it decides; values that stand in the text are not.
+    """
+    parts: list[str] = []
+    last = 0
+    for found in find(text, at, None):
+        if found.phrase.value in text or not found.language:
+            continue
+        end = found.core_end
+        while text[end - 1] in " .,;:!?":
+            end -= 1
+        if end <= last:
+            continue
+        parts += (text[last:end], f" [{found.phrase.value}]")
+        last = end
+    return "".join((*parts, text[last:]))
+
+
 def _recurs(text: str, found: Found) -> bool:
     """Whether a phrase names a habit: every Friday, Monday to Friday, usually on Tuesday."""
     language, start, end = language_of(found.language), found.phrase.start, found.core_end

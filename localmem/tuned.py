@@ -1,0 +1,104 @@
+"""The prompts of the tuned model: short, without instructions or examples, the same in training and at run time."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from datetime import datetime
+from fnmatch import fnmatchcase
+
+from localmem import dates, prompts, rules
+from localmem.types import Instant, Message, Prompt
+
+_ASSISTANT_CHARS_MAX = 240
+_WISH_CHARS_MAX = 600  # a forget request stands at the beginning or the end of a message
+
+
+def speaks(generator_id: str) -> bool:
+    """Whether a generator was trained on these prompts; the patterns are data (``rules/extract.toml``)."""
+    patterns = rules.load("extract").table["reading"]["tuned"]
+    return any(fnmatchcase(generator_id.lower(), pattern) for pattern in patterns)
+
+
+def facts_prompt(said: Sequence[Message], recent: Sequence[Message], event_at: Instant) -> Prompt:
+    """The day, what was said before (oldest first), and the new messages.
+
+    Each date phrase is followed by what it means, worked out by rule: a small model copies dates well and computes
+    them badly.
+    """
+    day = _day(event_at)
+    return prompts.render(
+        "facts",
+        said_on=f"{day} {datetime.fromisoformat(day):%a}",
+        earlier="".join(f"< {_dated_line(m, event_at)}\n" for m in recent),
+        messages="\n".join(_dated_line(m, event_at) for m in said),
+    )
+
+
+def heard(messages: Sequence[Message]) -> list[Message]:
+    """The messages as they are read: of what an assistant said, the beginning is enough."""
+    return [
+        replace(m, content=_shortened(m.content, _ASSISTANT_CHARS_MAX)) if _is_assistant(m) else m for m in messages
+    ]
+
+
+def wish_prompt(said: Sequence[Message], recent: Sequence[Message]) -> Prompt:
+    """What people said, with what stood before it, to be read for a request to forget."""
+    return prompts.render(
+        "wish",
+        earlier="".join(f"< {_line(m, _shortened(m.content, 160))}\n" for m in recent[-2:]),
+        messages="\n".join(_line(m, _ends(m.content)) for m in said if m.role == "user"),
+    )
+
+
+def stance_prompt(new: str, known: str) -> Prompt:
+    """A new fact beside one known memory. The new one comes first: all its neighbours share it."""
+    return prompts.render("stance", new=_one_line(new), known=_one_line(known))
+
+
+def asked(request: str) -> str:
+    """A forget request in the place of the new fact."""
+    return f"User asks: {_one_line(request)}"
+
+
+def reword_prompt(stance: str, known: Sequence[str], new: str) -> Prompt:
+    """The memories that a fact refines or changes, to be told with it in one sentence."""
+    told = "\n".join(f"old: {_one_line(text)}" for text in known)
+    return prompts.render("reword", stance=stance, known=told, new=_one_line(new))
+
+
+def _dated_line(message: Message, event_at: Instant) -> str:
+    [message] = heard([message])
+    return _line(message, dates.annotated(message.content.strip(), event_at))
+
+
+def _is_assistant(message: Message) -> bool:
+    """An assistant, not the other one of two people who talk."""
+    return message.role == "assistant" and not message.name
+
+
+def _line(message: Message, text: str) -> str:
+    """Tool results and documents are shown as quotations: nobody in the conversation said them."""
+    if message.role in ("tool", "document"):
+        text = "> " + text.strip().replace("\n", "\n> ")
+    return f"{message.name or message.role}: {text.strip()}"
+
+
+def _shortened(text: str, chars_max: int) -> str:
+    return text if len(text) <= chars_max else text[:chars_max].rpartition(" ")[0] + " …"
+
+
+def _ends(text: str) -> str:
+    """A long text without its middle."""
+    if len(text) <= _WISH_CHARS_MAX:
+        return text
+    half = _WISH_CHARS_MAX // 2
+    return f"{text[:half].rpartition(' ')[0]} … {text[-half:].partition(' ')[2]}"
+
+
+def _one_line(text: str) -> str:
+    return " ".join(text.split())
+
+
+def _day(at: Instant) -> str:
+    return dates.to_iso(at)[:10]

@@ -1,0 +1,181 @@
+"""Fit what a model's own scores count in a decision, on the rows kept for calibration, and write it as rule data.
+
+    python scripts/calibrate.py ROWS.jsonl… --model MODEL.gguf [--adapter ADAPTER.gguf] [--dry]
+
+Reads decision rows whose id falls to part 8 of ten (scripts/fit_rules.py), never those a model was trained on. Fits a
+weight for the model's log-odds of each class beside the signals', and an offset (Platt 1999, in its multinomial form);
+then sets the bounds from which an operation is believed: the most right operations at few enough destructive errors.
+Prints the expected calibration error in ten bins (Guo et al. 2017), cross-validated. Writes localmem/rules/decide.toml.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import itertools
+import re
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+sys.path.insert(0, str(Path(__file__).resolve().parent))
+
+from fit_rules import CALIBRATE, CLASSES, RULES, Pair, decide_pairs, read
+
+from localmem import decide, rules
+from localmem.llm import LlamaGenerator
+from localmem.types import Fact, Generator, Neighbour, Relation
+
+DESTRUCTIVE_MAX = 0.015  # of the calibration rows; 0.02 is what must hold on others
+FOLDS = 5
+Scored = tuple[Pair, Mapping[Relation, float]]
+
+
+def scored(pairs: Sequence[Pair], generator: Generator, calibrated: bool) -> list[Scored]:
+    """The pairs with the model's log-score of each relation."""
+    asked = [(Fact(row["fact"]), Neighbour(str(i), 1, row["existing"][i]["text"], 0.0, 0)) for row, i, *_ in pairs]
+    return list(zip(pairs, decide.relation_scores(generator, asked, calibrated=calibrated), strict=True))
+
+
+def features(found: Sequence[Scored]) -> np.ndarray:
+    """Shape (n, 3, 3): for each class after "none", the signals' total, the model's log-odds, and 1."""
+    weights = rules.load("decide").table["weights"]
+    rows = []
+    for (_, _, seen, _, _), relations in found:
+        odds = decide.label_odds(relations)
+        totals = {c: sum(w * seen.get(signal, 0.0) for signal, w in weights[c].items()) for c in CLASSES[1:]}
+        rows.append([[totals[c], odds[c], 1.0] for c in CLASSES[1:]])
+    return np.array(rows)
+
+
+def fitted(given: np.ndarray, gold: np.ndarray, ridge: float = 2.0, steps: int = 3000) -> np.ndarray:
+    """Weights, shape (7,): one for the signals, then for each class one for the odds and an offset. Adam."""
+    weights = np.array([0.5, 1.0, 1.0, 1.0, 0.0, 0.0, 0.0])
+    prior = weights.copy()
+    mean, square = np.zeros(7), np.zeros(7)
+    truth = np.eye(len(CLASSES))[gold]
+    for step in range(1, steps + 1):
+        error = (chances(given, weights) - truth)[:, 1:] / len(gold)
+        slope = np.concatenate(
+            ([(error * given[:, :, 0]).sum()], (error * given[:, :, 1]).sum(axis=0), error.sum(axis=0))
+        )
+        slope += ridge / len(gold) * (weights - prior)
+        mean, square = 0.9 * mean + 0.1 * slope, 0.999 * square + 0.001 * slope * slope
+        weights -= 0.02 * (mean / (1 - 0.9**step)) / (np.sqrt(square / (1 - 0.999**step)) + 1e-8)
+    return weights
+
+
+def chances(given: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """Probabilities of the four classes, shape (n, 4)."""
+    totals = weights[0] * given[:, :, 0] + weights[1:4] * given[:, :, 1] + weights[4:7]
+    logits = np.column_stack([np.zeros(len(given)), totals])
+    powers = np.exp(logits - logits.max(axis=1, keepdims=True))
+    return powers / powers.sum(axis=1, keepdims=True)
+
+
+def expected_error(told: np.ndarray, gold: np.ndarray) -> float:
+    """Expected calibration error of the likeliest class, ten bins of equal width."""
+    top, right = told.max(axis=1), told.argmax(axis=1) == gold
+    bins = np.minimum((top * 10).astype(int), 9)
+    return float(sum((bins == b).mean() * abs(top[bins == b].mean() - right[bins == b].mean()) for b in set(bins)))
+
+
+def held_out(given: np.ndarray, gold: np.ndarray, ids: Sequence[str]) -> np.ndarray:
+    """Probabilities of each pair by weights fitted without its row."""
+    fold = np.array([int(hashlib.sha256(f"fold {i}".encode()).hexdigest()[:8], 16) % FOLDS for i in ids])
+    told = np.zeros((len(gold), len(CLASSES)))
+    for held in range(FOLDS):
+        told[fold == held] = chances(given[fold == held], fitted(given[fold != held], gold[fold != held]))
+    return told
+
+
+def outcomes(told: np.ndarray, pairs: Sequence[Pair], accept: Sequence[float]) -> tuple[int, int, int]:
+    """(rows, right operations, destructive errors) by the strongest class beyond its bound; cf. `decide._strongest`."""
+    by_row: dict[str, tuple[str, list[np.ndarray]]] = {}
+    for pair, chance in zip(pairs, told, strict=True):
+        by_row.setdefault(pair[0]["id"], (pair[0]["op"], []))[1].append(chance)
+    right = wrong = 0
+    for op, views in by_row.values():
+        chosen = "ADD"
+        best = 0.0
+        for view, (place, name) in itertools.product(views, enumerate(("NOOP", "UPDATE", "DELETE"), start=1)):
+            ratio = view[place] / accept[place - 1]
+            if ratio >= 1 and ratio > best and (place != 1 or view[1] == view.max()):
+                best, chosen = ratio, name
+        right += chosen == op
+        wrong += chosen in ("UPDATE", "DELETE") and op in ("ADD", "NOOP")
+    return len(by_row), right, wrong
+
+
+def bounds(told: np.ndarray, pairs: Sequence[Pair]) -> tuple[float, float, float]:
+    """The bounds of same, changes and retracts with the most right operations at few enough destructive errors."""
+    grid = itertools.product(np.arange(0.2, 0.7, 0.1), np.arange(0.3, 0.96, 0.05), np.arange(0.3, 0.96, 0.05))
+    best, chosen = -1, (0.5, 0.95, 0.95)
+    for same, changes, retracts in grid:
+        count, right, wrong = outcomes(told, pairs, (same, changes, retracts))
+        if wrong <= DESTRUCTIVE_MAX * count and right > best:
+            best, chosen = right, (float(same), float(changes), float(retracts))
+    return chosen
+
+
+def write(pattern: str, weights: np.ndarray, accept: Sequence[float], asked_max: int) -> None:
+    """Put the model's table before all others of decide.toml, in the place of an older one of the same pattern."""
+
+    def table(values: Sequence[float]) -> str:
+        return "{" + ", ".join(f"{c} = {v:.3f}" for c, v in zip(CLASSES[1:], values, strict=True)) + "}"
+
+    block = "\n".join(
+        (
+            "[[models]]",
+            f'pattern = "{pattern}"  # of a lower-case generator id; fitted by scripts/calibrate.py',
+            "calibrated = false",
+            f"signal_scale = {weights[0]:.3f}",
+            f"labels = {table(weights[1:4])}",
+            f"offsets = {table(weights[4:7])}",
+            f"accept = {table(accept)}",
+            f"doubt = {table([0.75 * bound for bound in accept])}",
+            f"asked_max = {asked_max}",
+            "\n",
+        )
+    )
+    path = RULES / "decide.toml"
+    text = path.read_text(encoding="utf-8")
+    text = re.sub(rf'\[\[models\]\]\npattern = "{re.escape(pattern)}".*?\n\n', "", text, flags=re.DOTALL)
+    path.write_text(text.replace("[[models]]", block + "[[models]]", 1), encoding="utf-8")
+    rules.load.cache_clear()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("paths", type=Path, nargs="+")
+    parser.add_argument("--model", type=Path, required=True)
+    parser.add_argument("--adapter", type=Path)
+    parser.add_argument("--pattern", default="llama:*+localmem*", help="of the generator ids this is for")
+    parser.add_argument("--asked-max", type=int, default=6, help="neighbours a decision asks about")
+    parser.add_argument("--dry", action="store_true", help="print only")
+    given = parser.parse_args()
+    from localmem.embed import default_embedder
+
+    rows: list[dict[str, Any]] = [row for path in given.paths for row in read(path, CALIBRATE) if "fact" in row]
+    generator = LlamaGenerator(given.model, adapter=given.adapter)
+    found = scored(decide_pairs(rows, default_embedder()), generator, calibrated=False)
+    generator.close()
+    pairs = [pair for pair, _ in found]
+    data, gold = features(found), np.array([pair[4] for pair in pairs])
+    told = held_out(data, gold, [pair[0]["id"] for pair in pairs])
+    accept = bounds(told, pairs)
+    weights = fitted(data, gold)
+    count, right, wrong = outcomes(told, pairs, accept)
+    print(f"{len(pairs)} pairs of {count} rows; weights {np.round(weights, 3)}")
+    print(f"held out: pairs right {(told.argmax(axis=1) == gold).sum()}/{len(gold)}, "
+          f"expected calibration error {expected_error(told, gold):.3f}")  # fmt: skip
+    print(f"held out, bounds {np.round(accept, 2)}: {right}/{count} operations right, {wrong} destructive")
+    if not given.dry:
+        write(given.pattern, weights, accept, given.asked_max)
+
+
+if __name__ == "__main__":
+    main()
