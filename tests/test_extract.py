@@ -136,6 +136,22 @@ class TestFacts:
 
 
 class TestWhatIsShown:
+    def test_what_one_of_two_people_says_of_themselves_is_about_them(self) -> None:
+        talk = [
+            Message("user", "did you hear from the shelter?", "Ines"),
+            Message("assistant", "I adopted a greyhound called Pim there", "Olof"),
+        ]
+        result = read(Recorder("Ines adopted a greyhound called Pim"), talk)
+        assert texts(result) == ["Olof adopted a greyhound called Pim"]
+        assert result.facts[0].actor is Actor.USER  # a person, though the role is the assistant's
+
+    def test_what_one_of_two_people_says_of_the_other_stays_so(self) -> None:
+        talk = [
+            Message("user", "I heard you adopted a greyhound, Olof!", "Ines"),
+            Message("assistant", "true", "Olof"),
+        ]
+        assert texts(read(Recorder("Olof adopted a greyhound"), talk)) == ["Olof adopted a greyhound"]
+
     def test_grammar_offers_the_named_people(self) -> None:
         generator = Recorder()
         read(generator, [Message("user", "I got the job", "Ruta"), Message("user", 'well done, "boss"', 'Piet "P"')])
