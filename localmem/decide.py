@@ -29,6 +29,7 @@ _OPS = {SAME: Op.NOOP, CHANGES: Op.UPDATE, RETRACTS: Op.DELETE}
 # What the labels of prompts/stance.toml mean, in their order: "other" is unrelated or beside.
 _STANCES = (Relation.COEXISTS, Relation.SAME, Relation.REFINES, Relation.CHANGES, Relation.RETRACTS)
 _MERGED_TOKENS_MAX = 64
+_STALE_MIN = 0.8  # probability from which a change takes more than one memory with it
 _SAID_SHARE_MIN, _KEPT_SHARE_MIN = 0.6, 0.6  # content words of the fact, and of a memory it refines, in the new text
 _CONTENT_FREE = ("N/A", "")
 
@@ -47,6 +48,9 @@ class Policy:
     duplicate_cosine: float  # a NOOP in doubt stands from here on
     cosine_min: float  # neighbours further off are not asked about
     asked_max: int  # neighbours asked about, nearest first
+    wished_min: float = 0.5  # probability of a forget request from which it is carried out
+    meant_min: float = 0.5  # probability that a memory is meant by it
+    paraphrases: bool = False  # whether the model knows the same thing said in quite other words
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,6 +78,9 @@ def policy_for(generator_id: str | None) -> Policy:
         duplicate_cosine=table["duplicate_cosine"],
         cosine_min=table["cosine_min"],
         asked_max=chosen.get("asked_max", table["asked_max"]),
+        wished_min=chosen.get("wished_min", 0.5),
+        meant_min=chosen.get("meant_min", 0.5),
+        paraphrases=chosen.get("paraphrases", False),
     )
 
 
@@ -207,7 +214,7 @@ def _view(
     said, known = relate.neutral(fact.text, other.text)
     seen = relate.signals(said, known, other.cosine, [n.cosine for n in near])
     told = chances(seen, label_odds(relations), policy)
-    if not relate.may_repeat(said, known, other.cosine):
+    if not relate.may_repeat(said, known, 1.0 if policy.paraphrases else other.cosine):
         told = {**told, NONE: told[NONE] + told[SAME], SAME: 0.0}
     return _View(other, told, relations)
 
@@ -244,7 +251,21 @@ def _judged(
     if name == RETRACTS and not relate.states_replacement(fact.text):
         targets = [v for v in views if v.chances[RETRACTS] >= policy.accept[RETRACTS]]
         return _deleted(fact, [v for v in targets if changeable(v.neighbour) and not _outranked(fact, v.neighbour)])
-    return _updated(generator, fact, view, policy)
+    update = _updated(generator, fact, view, policy)
+    if update.op is not Op.UPDATE or _refines(fact, view, policy):
+        return update
+    stale = [v for v in views if v is not view and _stale(v, fact, policy) and changeable(v.neighbour)]
+    return replace(update, targets=(*update.targets, *(v.neighbour for v in stale)))
+
+
+def _stale(view: _View, fact: Fact, policy: Policy) -> bool:
+    """Whether a change makes this memory stale besides the one it replaces, by the model's own word."""
+    if not view.relations or not policy.paraphrases or _outranked(fact, view.neighbour):
+        return False
+    ended = max(view.relations[Relation.CHANGES], view.relations[Relation.RETRACTS])
+    kept = max(score for r, score in view.relations.items() if r not in (Relation.CHANGES, Relation.RETRACTS))
+    sure = view.chances[CHANGES] + view.chances[RETRACTS]
+    return ended > kept and sure >= max(_STALE_MIN, policy.accept[CHANGES])
 
 
 def _strongest(views: Sequence[_View], bounds: Mapping[str, float]) -> tuple[str, _View | None]:
@@ -393,6 +414,8 @@ def _reworded(generator: Generator, fact: Fact, known: Neighbour, stance: Relati
     prompt = tuned.reword_prompt(stance.value, [known.text], fact.text)
     text = _sentence(generator, prompt, "reword", fact, known)
     if text is None or not _holds(text, fact.text, _SAID_SHARE_MIN):
+        return None
+    if relate.negates(text) and not relate.negates(fact.text) and not relate.negates(known.text):
         return None
     return text if stance is Relation.CHANGES or _holds(text, known.text, _KEPT_SHARE_MIN) else None
 

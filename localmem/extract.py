@@ -23,6 +23,7 @@ FACT_CHARS_MAX = 200
 _TUNED_RECENT_MAX = 4  # messages of context, as in training
 _TUNED_PART_TOKENS = 260  # few training messages are longer
 _END_CHARS = 240  # of the part before
+_ANSWER_WORDS_MAX = 16  # longer ones say themselves what they mean
 USER, ASSISTANT = "User", "Assistant"
 TUNED, BY_CLAUSE, WHOLE = "tuned", "clauses", "whole"
 _KINDS = {"-": Kind.SEMANTIC, "@": Kind.EPISODIC, "!": Kind.PROCEDURAL}  # the tuned model's marks
@@ -78,10 +79,13 @@ def extract(
     shown = _shown_context(generator, context, limits)
     found: list[tuple[Fact, tuple[str, ...]]] = []
     tokens_max = min(limits.part_tokens_max, _TUNED_PART_TOKENS) if reading == TUNED else limits.part_tokens_max
-    before: Sequence[_Piece] = ()
+    earlier, before = shown, list[_Piece]()
     for part in _parts(generator, tuned.heard(messages) if reading == TUNED else messages, tokens_max):
         if reading == TUNED:
-            drafts = _tuned_drafts(generator, part, before, shown, event_at, limits)
+            # What was read before of the same messages is context for what follows.
+            heard = tuple(_end_of(piece.message) for piece in reversed(before))
+            shown = replace(shown, recent=(*heard, *earlier.recent)[:_TUNED_RECENT_MAX])
+            drafts = _tuned_drafts(generator, part, shown, event_at, limits)
             before = part
         elif reading == BY_CLAUSE:
             drafts = _clause_drafts(generator, part, shown)
@@ -248,32 +252,31 @@ def _whole_drafts(
 def _tuned_drafts(
     generator: Generator,
     part: Sequence[_Piece],
-    before: Sequence[_Piece],
     context: ExtractContext,
     event_at: Instant,
     limits: Limits,
 ) -> Iterator[_Draft]:
-    """``before``: the part of these messages that was read before this one; it is context now."""
     said = [piece.message for piece in part]
-    recent = [*context.recent[_TUNED_RECENT_MAX - 1 :: -1], *(_end_of(piece.message) for piece in before)]
     reply = generator.generate(
-        tuned.facts_prompt(said, recent[-_TUNED_RECENT_MAX:], event_at),
+        tuned.facts_prompt(said, context.recent[_TUNED_RECENT_MAX - 1 :: -1], event_at),
         grammar=prompts.grammar("facts", subjects=_tuned_subjects(said)),
         tokens_max=limits.reply_tokens_max,
     )
     for line in reply.splitlines():
-        if line[:2].strip() in _KINDS:
+        if line[:1] in _KINDS and line[1:2] == " ":
             yield _Draft(line[2:], kind=_KINDS[line[0]])
 
 
 def _end_of(message: Message) -> Message:
     """What a long message came to, without its beginning."""
     text = message.content
-    return message if len(text) <= _END_CHARS else replace(message, content="… " + text[-_END_CHARS:].partition(" ")[2])
+    end = text[-_END_CHARS:]
+    return message if len(text) <= _END_CHARS else replace(message, content=f"… {end.partition(' ')[2] or end}")
 
 
 def _tuned_subjects(said: Sequence[Message]) -> tuple[str, ...]:
-    names = tuple(dict.fromkeys(" ".join(m.name.split()) for m in said if m.name and m.name.strip()))
+    people = (m.name for m in said if m.role in ("user", "assistant") and m.name and m.name.strip())
+    names = tuple(dict.fromkeys(" ".join(name.split()) for name in people))
     return (*names, ASSISTANT) if names else (USER, "Users", ASSISTANT)
 
 
@@ -367,14 +370,25 @@ def _evidence(
     if draft.span is not None:
         piece = part[_position(part, draft.span)]
         return draft.span, piece.message.content[draft.span.start - piece.offset : draft.span.end - piece.offset]
-    found = support.align(text, said)
+    found = _own_words(text, said) if draft.kind else support.align(text, said)
     if found is None:
-        found = _confirmation(text, said, context)
+        found = _confirmation(text, said, context) or (_answer(text, said, context) if draft.kind else None)
+    if found is None and draft.kind:
+        found = support.align(text, said)
     if found is None:
         return None, ""
     local, quote = found
     piece = part[local.message]
     return Span(piece.index, local.start + piece.offset, local.end + piece.offset), quote
+
+
+def _own_words(text: str, said: Sequence[Message]) -> tuple[Span, str] | None:
+    """The words of people that say a fact of theirs; an assistant's echo of a short answer is no evidence."""
+    own = [
+        replace(m, content="") if m.role == "assistant" and not m.name and not text.startswith(ASSISTANT) else m
+        for m in said
+    ]
+    return support.align(text, own)
 
 
 def _position(part: Sequence[_Piece], span: Span) -> int:
@@ -398,6 +412,27 @@ def _confirmation(text: str, said: Sequence[Message], context: ExtractContext) -
     return None
 
 
+def _answer(text: str, said: Sequence[Message], context: ExtractContext) -> tuple[Span, str] | None:
+    """The short answer of a user ("the second one, since 2011") that says the fact together with its question."""
+    before = context.recent[0] if context.recent else None
+    for position, message in enumerate(said):
+        asked = said[position - 1] if position else before
+        answer = message.content.strip()
+        if message.role != "user" or asked is None or not answer or len(answer.split()) > _ANSWER_WORDS_MAX:
+            continue
+        both = Message("user", f"{asked.content} {answer}")
+        refused = _REFUSING.match(answer) is not None and _NEGATED.search(text) is None
+        if support.align(text, [both]) is not None and not refused:
+            start = message.content.index(answer)
+            return Span(position, start, start + len(answer)), answer
+    return None
+
+
+_REFUSING = re.compile(r"(?:no|nope|nah|not|nein|nicht|non|nee|não)\b", re.IGNORECASE)
+_NEGATED = re.compile(
+    r"\b(?:no|not|never|without|nicht|nie|kein\w*|pas|jamais|nunca|mai|geen|niet|nooit|não|nem)\b|n['’]t\b",
+    re.IGNORECASE,
+)
 _CONFIRMING = (
     r"(?:yes|yep|yeah|yup|right|correct|exactly|indeed|sure|of course|that's (?:it|right|the one)|true|both|all of"
     r"|ja|genau|oui|sí|si|sì|sim)\b[^\n]{0,60}"

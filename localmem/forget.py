@@ -35,6 +35,7 @@ class ForgetRequest:
     confidence: float  # in (0, 1]
     remainder: str
     own: bool = False
+    more: tuple[Span, ...] = ()  # other words of the same request
 
     @property
     def ambiguous(self) -> bool:
@@ -116,7 +117,7 @@ def _reported(text: str, start: int) -> bool:
 def _request(number: int, text: str, m: re.Match[str], rule: _Rule) -> ForgetRequest:
     start, end = m.span("request")
     start += len(text[start:end]) - len(text[start:end].lstrip())
-    before, after = _weighty(text[:start]), _weighty(text[end:])
+    before, after = weighty(text[:start]), weighty(text[end:])
     query = _trimmed(text[m.start("t") : m.end("t")]) if rule.kind == "topic" else ""
     own = False
     if rule.kind == "last":
@@ -137,7 +138,7 @@ def _trimmed(topic: str) -> str:
     return re.sub(r"(?i)[, ]+(?:please|pls|bitte|stp|svp|por favor|per favore|alsjeblieft)$", "", topic)
 
 
-def _weighty(part: str) -> str:
+def weighty(part: str) -> str:
     """What stands beside a request without the polite words around it; "" when nothing else is left."""
     spoken = words.tokens(part)
     if all(token.folded in _empty_words() for token in spoken):

@@ -16,7 +16,14 @@ import numpy as np
 from localmem import forget, rank, secrets, store_pools, store_read, tuned, wishes
 from localmem.config import Limits
 from localmem.decide import decide_all
-from localmem.errors import ConflictError, GeneratorError, LocalmemError, StorageError
+from localmem.errors import (
+    ConflictError,
+    GeneratorError,
+    LocalmemError,
+    MissingExtraError,
+    ModelNotFoundError,
+    StorageError,
+)
 from localmem.extract import ExtractContext, Extraction, extract
 from localmem.store import EpisodeRecord, Store
 from localmem.store_apply import FORGET, RETRACTION, USER_REQUEST, OwnerMovedError, Plan, Snapshot, stated
@@ -42,6 +49,7 @@ if TYPE_CHECKING:
     from localmem.types import Vector, Vectors
 
 SUMMARY_LINES_MAX = 12
+REQUESTS_MAX = 8  # forget requests in one add
 FORGET_ASKED_COSINE, FORGET_ASKED_MAX = 0.2, 24  # memories the tuned model is asked about
 FORGET_COSINE, FORGET_HALF_COSINE, FORGET_WORDS = 0.62, 0.45, 0.5
 
@@ -142,14 +150,19 @@ def finish(engine: Engine, episode_id: EpisodeId) -> Added:
     if episode.state != "pending":
         return Added(episode_id, ())
     try:
-        request = _request_in(engine, episode)
-        if request is None:
-            return Added(episode_id, _reconcile(engine, episode))
-        rest = _rest(episode, request)
-        changes = _forget(engine, episode, request, finish=rest is None)
-        if rest is None:
-            return Added(episode_id, changes)
-        return Added(episode_id, changes + _reconcile(engine, rest, suppress=((episode_id, request.message),)))
+        rest, spent = _without_spent(engine, episode)
+        changes: tuple[Change, ...] = ()
+        for _ in range(REQUESTS_MAX):
+            request = _request_in(engine, rest)
+            if request is None:
+                break
+            left = _without(rest, request)
+            finish = not _readable(left)
+            changes += _forget(engine, rest, request, finish=finish, spent=spent)
+            if finish:
+                return Added(episode_id, changes)
+            rest, spent = left, (*spent, (episode_id, request.message))
+        return Added(episode_id, changes + _reconcile(engine, rest, suppress=spent))
     except Exception as error:
         with contextlib.suppress(StorageError):  # a full disk must not hide what went wrong first
             engine.store.episode_failed(episode_id, type(error).__name__)
@@ -298,16 +311,19 @@ def _request_in(engine: Engine, episode: EpisodeRecord) -> forget.ForgetRequest 
 
 
 def _forget(
-    engine: Engine, episode: EpisodeRecord, request: forget.ForgetRequest, *, finish: bool
+    engine: Engine,
+    episode: EpisodeRecord,
+    request: forget.ForgetRequest,
+    *,
+    finish: bool,
+    spent: tuple[tuple[EpisodeId, int], ...],
 ) -> tuple[Change, ...]:
     """Carry out a forget request at once, before facts are read.
 
-    finish: the message says nothing else. Otherwise its other words go on to extraction, the request blanked out,
-    and the message is suppressed when the episode ends.
+    finish: the messages say nothing else. Otherwise their other words go on to extraction, the request blanked out,
+    and its message is suppressed when the episode ends, as are those of ``spent`` requests.
     """
     with engine.store.db.snapshot() as tx:
-        if store_read.has_forgotten(tx, episode.id):
-            return ()
         targets, turns = _forget_targets(engine, tx, episode, request)
     if request.kind == "topic":
         targets = _meant(engine, episode, request, targets)
@@ -328,7 +344,7 @@ def _forget(
         reason="model",
         event_at=episode.event_at,
         episode_id=episode.id,
-        suppress=(*turns, *([(episode.id, request.message)] if finish else [])),
+        suppress=(*turns, *((*spent, (episode.id, request.message)) if finish else ())),
         log=True,
         finish=finish,
     )
@@ -342,18 +358,38 @@ def _said_before(episode: EpisodeRecord, request: forget.ForgetRequest) -> list[
     return [(episode.id, i) for i in range(request.message) if episode.messages[i].role == "user"]
 
 
-def _rest(episode: EpisodeRecord, request: forget.ForgetRequest) -> EpisodeRecord | None:
-    """The episode without the request's words (positions unmoved), or None when nothing worth reading is left."""
-    if request.own or not request.remainder.strip():
-        return None
-    start, end = request.span.start, request.span.end
-    message = episode.messages[request.message]
-    blanked = message.content[:start] + " " * (end - start) + message.content[end:]
+def _without(episode: EpisodeRecord, request: forget.ForgetRequest) -> EpisodeRecord:
+    """The episode without the request's words, positions unmoved; without the messages that it takes back."""
     messages = list(episode.messages)
     for _, position in _said_before(episode, request):
         messages[position] = replace(messages[position], content="")
-    messages[request.message] = replace(message, content=blanked)
+    message = messages[request.message]
+    for span in (request.span, *request.more):
+        blank = " " * (span.end - span.start)
+        message = replace(message, content=message.content[: span.start] + blank + message.content[span.end :])
+    if request.own or not request.remainder.strip():
+        message = replace(message, content="")
+    messages[request.message] = message
     return replace(episode, messages=tuple(messages))
+
+
+def _without_spent(engine: Engine, episode: EpisodeRecord) -> tuple[EpisodeRecord, tuple[tuple[EpisodeId, int], ...]]:
+    """The episode without requests that were carried out before a failure, and the messages they stand in."""
+    with engine.store.db.snapshot() as tx:
+        done = store_read.forgotten_words(tx, episode.id)
+    messages = list(episode.messages)
+    spent: list[tuple[EpisodeId, int]] = []
+    for words in done:
+        place = next((i for i, m in enumerate(messages) if words and words in m.content), None)
+        if place is not None:
+            messages[place] = replace(messages[place], content=messages[place].content.replace(words, " " * len(words)))
+            spent.append((episode.id, place))
+    return replace(episode, messages=tuple(messages)), tuple(spent)
+
+
+def _readable(episode: EpisodeRecord) -> bool:
+    """Whether anybody but the assistant says anything."""
+    return any(m.content.strip() and (m.role != "assistant" or m.name) and m.role != "system" for m in episode.messages)
 
 
 def _forget_targets(
@@ -393,7 +429,11 @@ def _meant(
     asked = said if rank.coverage(request.query, said) >= FORGET_WORDS else f"forget {request.query}"
     near = [n for n in candidates if n.cosine >= FORGET_ASKED_COSINE or rank.coverage(request.query, n.text) > 0]
     near = near[:FORGET_ASKED_MAX]
-    return [n for n, wanted in zip(near, wishes.meant(generator, asked, [n.text for n in near]), strict=True) if wanted]
+    try:
+        wanted = wishes.meant(generator, asked, [n.text for n in near])
+    except (MissingExtraError, ModelNotFoundError):  # plain words need no model
+        wanted = [_is_meant(request.query, n.text, n.cosine) for n in near]
+    return [n for n, yes in zip(near, wanted, strict=True) if yes]
 
 
 def _tuned_generator(engine: Engine) -> Generator | None:

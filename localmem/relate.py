@@ -142,6 +142,11 @@ def states_replacement(text: str) -> bool:
     return _has("replacing", text)
 
 
+def negates(text: str) -> bool:
+    """Whether a text says that something is not so."""
+    return _has("negation", text)
+
+
 def content(text: str) -> list[str]:
     """Stems of the words that carry content, in order."""
     stop = words.stop_words("en") | _STOPS

@@ -251,19 +251,19 @@ def ingested(tx: Tx, scope: Scope) -> set[str]:
     return {source_id for (source_id,) in rows}
 
 
-def has_forgotten(tx: Tx, episode_id: EpisodeId) -> bool:
-    """Whether the forget request of an episode was carried out already (its remaining words may still wait)."""
-    row = tx.execute(
-        "select 1 from decision where episode_id = ? and exists (select 1 from json_each(guards) where value = ?)",
+def forgotten_words(tx: Tx, episode_id: EpisodeId) -> list[str]:
+    """The forget requests of an episode that were carried out already (its other words may still wait)."""
+    rows = tx.execute(
+        "select fact from decision where episode_id = ? and exists (select 1 from json_each(guards) where value = ?)",
         (episode_id, FORGET),
-    ).fetchone()
-    return row is not None
+    )
+    return [words for (words,) in rows]
 
 
 def recent_messages(tx: Tx, scope: Scope, *, before: EpisodeId, limit: int) -> tuple[Message, ...]:
     """The owner's last messages that happened before this episode, newest first, none that was taken back."""
     rows = tx.execute(
-        "select t.role, t.content, t.name from episode e join message t on t.episode_id = e.id "
+        "select t.role, t.content, t.name, e.event_at from episode e join message t on t.episode_id = e.id "
         "join owner o on o.id = e.owner_id, (select event_at, seq from episode where id = ?1) b "
         "where o.token = ?2 and (e.event_at < b.event_at or (e.event_at = b.event_at and e.seq < b.seq)) "
         "and e.run_id is ?3 and e.agent_id is ?4 and t.suppressed_at is null and t.role <> 'system' "

@@ -69,7 +69,8 @@ def reword_prompt(stance: str, known: Sequence[str], new: str) -> Prompt:
 
 def _dated_line(message: Message, event_at: Instant) -> str:
     [message] = heard([message])
-    return _line(message, dates.annotated(message.content.strip(), event_at))
+    said_at = event_at if message.said_at is None else message.said_at
+    return _line(message, dates.annotated(message.content.strip(), said_at))
 
 
 def _is_assistant(message: Message) -> bool:
@@ -78,14 +79,20 @@ def _is_assistant(message: Message) -> bool:
 
 
 def _line(message: Message, text: str) -> str:
-    """Tool results and documents are shown as quotations: nobody in the conversation said them."""
+    """Tool results and documents are shown as quotations: nobody in the conversation said them.
+
+    Lines of a text are set in by a blank, so that none can pass for the turn of another speaker.
+    """
+    text, name = text.strip(), _one_line(message.name or "")
     if message.role in ("tool", "document"):
-        text = "> " + text.strip().replace("\n", "\n> ")
-    return f"{message.name or message.role}: {text.strip()}"
+        return f"{message.role}: > " + text.replace("\n", "\n > ")
+    return f"{name or message.role}: " + text.replace("\n", "\n ")
 
 
 def _shortened(text: str, chars_max: int) -> str:
-    return text if len(text) <= chars_max else text[:chars_max].rpartition(" ")[0] + " …"
+    if len(text) <= chars_max:
+        return text
+    return text[:chars_max].rpartition(" ")[0] or text[:chars_max]  # scripts without blanks
 
 
 def _ends(text: str) -> str:
@@ -93,7 +100,7 @@ def _ends(text: str) -> str:
     if len(text) <= _WISH_CHARS_MAX:
         return text
     half = _WISH_CHARS_MAX // 2
-    return f"{text[:half].rpartition(' ')[0]} … {text[-half:].partition(' ')[2]}"
+    return f"{_shortened(text, half)} … {text[-half:].partition(' ')[2] or text[-half:]}"
 
 
 def _one_line(text: str) -> str:

@@ -84,6 +84,7 @@ class Message:
     role: str  # user, assistant, system, tool, document
     content: str
     name: str | None = None  # speaker, where two named people talk
+    said_at: Instant | None = None  # of an earlier message; None: with the episode
 
 
 @dataclass(frozen=True, slots=True)

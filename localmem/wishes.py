@@ -6,11 +6,9 @@ import math
 from collections.abc import Sequence
 
 from localmem import clauses, decide, prompts, tuned
-from localmem.forget import ForgetRequest, detect
+from localmem.forget import ForgetRequest, detect, weighty
 from localmem.types import Generator, Message, Prompt, Relation, Span
 
-WISHED_MIN = 0.6  # probability of a request from which it is carried out
-MEANT_MIN = 0.5  # probability that a memory is meant by it
 _TOKENS_MAX = 48
 
 
@@ -27,26 +25,35 @@ def request_in(
         return found
     if generator is None or not tuned.speaks(generator.id):
         return None
+    bound = decide.policy_for(generator.id).wished_min
     for position in range(len(messages) - 1, -1, -1):
         said = messages[position]
         if said.role == "user" and said.content.strip():
             before = [*recent, *messages[:position]]
-            chance = _wished(generator, tuned.wish_prompt([said], before))
-            if chance >= WISHED_MIN:
-                return _request(generator, said, position, before, chance)
+            chance = wished(generator, tuned.wish_prompt([said], before))
+            request = _request(generator, said, position, before, chance) if chance >= bound else None
+            if request is not None:
+                return request
     return None
 
 
 def meant(generator: Generator, request: str, texts: Sequence[str]) -> list[bool]:
     """Which of the memories a request asks to forget, by the tuned model."""
+    bound = decide.policy_for(generator.id).meant_min
+    return [chance >= bound for chance in meant_chances(generator, request, texts)]
+
+
+def meant_chances(generator: Generator, request: str, texts: Sequence[str]) -> list[float]:
+    """The probability of each memory to be meant by a request."""
     file = prompts.load("stance")
     asked = [tuned.stance_prompt(tuned.asked(request), text) for text in texts]
     place = list(file.labels).index(Relation.RETRACTS.value)
     rows = decide.score_many(generator, asked, list(file.labels.values()))
-    return [math.exp(row[place]) >= MEANT_MIN for row in rows]
+    return [math.exp(row[place]) for row in rows]
 
 
-def _wished(generator: Generator, prompt: Prompt) -> float:
+def wished(generator: Generator, prompt: Prompt) -> float:
+    """The probability that a message asks to forget something; ``prompt`` is a `tuned.wish_prompt`."""
     labels = prompts.load("wish").labels
     scores = generator.score_labels(prompt, list(labels.values()))
     return 1.0 - math.exp(scores[list(labels).index("none")])
@@ -60,29 +67,36 @@ def _request(
     kind, _, what = reply.strip().partition("\n")
     if kind == "none":
         return None
-    start, end = _place(generator, said, before)
-    rest = f"{said.content[:start]} {said.content[end:]}".strip()
-    own = kind == "last" and bool(said.content[:start].strip())
+    places = _places(generator, said, before)
+    first, *more = (Span(position, start, end) for start, end in places)
+    ahead = weighty(said.content[: first.start])
+    own = kind == "last" and bool(ahead)
     return ForgetRequest(
         kind="topic" if kind == "thing" else kind,
         query=what.strip(),
         message=position,
-        span=Span(position, start, end),
+        span=first,
         confidence=chance,
-        remainder="" if own else rest,
+        remainder="" if own else weighty(_blanked(said.content, places)),
         own=own,
+        more=tuple(more),
     )
 
 
-def _place(generator: Generator, said: Message, before: Sequence[Message]) -> tuple[int, int]:
+def _blanked(text: str, places: Sequence[tuple[int, int]]) -> str:
+    for start, end in places:
+        text = text[:start] + " " * (end - start) + text[end:]
+    return text
+
+
+def _places(generator: Generator, said: Message, before: Sequence[Message]) -> list[tuple[int, int]]:
     """The sentences that hold the request: those that alone are one; the whole message where none is."""
     text = said.content
     every = clauses.sentences(text)
     if len(every) < 2:
-        return 0, len(text)
+        return [(0, len(text))]
     alone = [
-        _wished(generator, tuned.wish_prompt([Message("user", text[start:end], said.name)], before))
+        wished(generator, tuned.wish_prompt([Message("user", text[start:end], said.name)], before))
         for start, end in every
     ]
-    own = [place for place, chance in zip(every, alone, strict=True) if chance >= 0.5]
-    return (own[0][0], own[-1][1]) if own else (0, len(text))
+    return [place for place, chance in zip(every, alone, strict=True) if chance >= 0.5] or [(0, len(text))]

@@ -27,6 +27,7 @@ from localmem.errors import (
     ModelFileError,
     ModelNotFoundError,
 )
+from localmem.manifest import MANIFEST
 from localmem.types import Embedder
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -284,7 +285,7 @@ def test_memory_stays_small() -> None:
 def copied(tmp_path: Path) -> Path:
     """A models folder of its own, for damaging."""
     known = artifacts.manifest()
-    for name in (known.embedder.model.path, known.embedder.tokenizer.path, artifacts.MANIFEST):
+    for name in (known.embedder.model.path, known.embedder.tokenizer.path, MANIFEST):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_bytes((known.folder / name).read_bytes())
     return tmp_path

@@ -33,7 +33,7 @@ def align(fact_text: str, messages: Sequence[Message]) -> tuple[Span, str] | Non
 
 
 def _weight(message: Message, fact: str) -> float:
-    if message.role == "assistant" and not fact.startswith("Assistant"):
+    if message.role == "assistant" and not message.name and not fact.startswith("Assistant"):
         return 0.6
     if message.name and not fact.startswith("User"):
         return 1.0 if message.name.split()[0] in fact else 0.7

@@ -15,7 +15,11 @@ from localmem.support.evidence import SENTENCE, word_list
 def negation_agrees(fact: str, quote: str) -> bool:
     """A fact says no only where its quote does, and what the quote denies the fact doesn't state."""
     in_fact, in_quote = _turns(fact), _turns(quote)
-    return not _denies_what_is_said(in_fact, in_quote) and not _states_what_is_denied(in_fact, in_quote)
+    return (
+        not _says_the_opposite(fact, quote)
+        and not _denies_what_is_said(in_fact, in_quote)
+        and not _states_what_is_denied(in_fact, in_quote)
+    )
 
 
 def sentence_around(quote: str, said: Sequence[str]) -> str:
@@ -75,6 +79,35 @@ def _states_what_is_denied(fact: _Turns, quote: _Turns) -> bool:
         if len(denied) > 1 and denied <= set(fact.stems) and not any(fact.near(n) for n in said):
             return True
     return False
+
+
+def _says_the_opposite(fact: str, quote: str) -> bool:
+    """Whether the fact has "started X" where the quote has "stopped X" and nowhere "started X"; and so on."""
+    for one, other in _opposites():
+        for verb, counter in ((one, other), (other, one)):
+            wanted = _objects(fact, verb)
+            if wanted & _objects(quote, counter) - _objects(quote, verb):
+                return True
+    return False
+
+
+@cache
+def _opposites() -> tuple[tuple[frozenset[str], frozenset[str]], ...]:
+    pairs = rules.load("support").table["opposites"]
+    return tuple((frozenset(one.split()), frozenset(other.split())) for one, other in pairs)
+
+
+@lru_cache(maxsize=256)
+def _objects(text: str, verbs: frozenset[str]) -> frozenset[str]:
+    """Stems of the first content word after each of the verbs, at most three words on."""
+    spoken = [token.folded for token in words.tokens(text)]
+    skipped = words.all_stop_words() | word_list("light")
+    found = set()
+    for place, word in enumerate(spoken):
+        if word in verbs:
+            after = (later for later in spoken[place + 1 : place + 4] if later not in skipped)
+            found.add(words.stem(next(after, "")))
+    return frozenset(found - {""})
 
 
 @cache
