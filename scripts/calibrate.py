@@ -2,10 +2,11 @@
 
     python scripts/calibrate.py ROWS.jsonl… --model MODEL.gguf [--adapter ADAPTER.gguf] [--dry]
 
-Reads decision rows whose id falls to part 8 of ten (scripts/fit_rules.py), never those a model was trained on. Fits a
-weight for the model's log-odds of each class beside the signals', and an offset (Platt 1999, in its multinomial form);
-then sets the bounds from which an operation is believed: the most right operations at few enough destructive errors.
-Prints the expected calibration error in ten bins (Guo et al. 2017), cross-validated. Writes localmem/rules/decide.toml.
+Reads rows (of decisions, and of messages for forget requests) whose id falls to part 8 of ten, which no model was
+trained on (scripts/fit_rules.py). Fits a weight for the model's log-odds of each class beside the signals', and an
+offset (Platt 1999, in its multinomial form); then sets the bounds from which an operation is believed: the most right
+operations at few enough destructive errors. Prints the expected calibration error in ten bins (Guo et al. 2017),
+cross-validated. Writes localmem/rules/decide.toml.
 """
 
 from __future__ import annotations
@@ -23,13 +24,14 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
-from fit_rules import CALIBRATE, CLASSES, RULES, Pair, decide_pairs, read
+from fit_rules import CALIBRATE, CLASSES, RULES, Pair, decide_pairs, message, read
 
-from localmem import decide, rules
+from localmem import decide, rules, tuned, wishes
 from localmem.llm import LlamaGenerator
 from localmem.types import Fact, Generator, Neighbour, Relation
 
 DESTRUCTIVE_MAX = 0.015  # of the calibration rows; 0.02 is what must hold on others
+FALSE_ALARMS_MAX = 0.005  # forget requests seen in messages that are none
 FOLDS = 5
 Scored = tuple[Pair, Mapping[Relation, float]]
 
@@ -121,7 +123,28 @@ def bounds(told: np.ndarray, pairs: Sequence[Pair]) -> tuple[float, float, float
     return chosen
 
 
-def write(pattern: str, weights: np.ndarray, accept: Sequence[float], asked_max: int) -> None:
+def wish_bound(rows: Sequence[dict[str, Any]], generator: Generator) -> float:
+    """The bound of a forget request with the most right answers, among those with few enough false alarms."""
+    told = []
+    for row in rows:
+        said, recent = ([message(m) for m in row[key]] for key in ("messages", "recent"))
+        chance = wishes.wished(generator, tuned.wish_prompt(said, recent))
+        told.append((chance, row.get("forget", {"scope": "none"})["scope"] != "none", "forget" in row))
+    plain = sum(not marked for *_, marked in told)
+    best, chosen = -1, 0.95
+    for bound in np.arange(0.3, 0.96, 0.05):
+        alarms = sum(chance >= bound for chance, _, marked in told if not marked)
+        right = sum((chance >= bound) == wanted for chance, wanted, marked in told if marked)
+        asked = sum(wanted for _, wanted, _ in told)
+        found = sum(chance >= bound for chance, wanted, _ in told if wanted)
+        print(f"forget requests, bound {bound:.2f}: found {found}/{asked}, right among requests and near-misses "
+              f"{right}/{len(told) - plain}, false alarms on other messages {alarms}/{plain}")  # fmt: skip
+        if alarms <= FALSE_ALARMS_MAX * plain and right > best:
+            best, chosen = right, float(bound)
+    return chosen
+
+
+def write(pattern: str, weights: np.ndarray, accept: Sequence[float], asked_max: int, wished_min: float) -> None:
     """Put the model's table before all others of decide.toml, in the place of an older one of the same pattern."""
 
     def table(values: Sequence[float]) -> str:
@@ -138,6 +161,8 @@ def write(pattern: str, weights: np.ndarray, accept: Sequence[float], asked_max:
             f"accept = {table(accept)}",
             f"doubt = {table([0.75 * bound for bound in accept])}",
             f"asked_max = {asked_max}",
+            f"wished_min = {wished_min:.2f}",
+            "paraphrases = true",
             "\n",
         )
     )
@@ -159,9 +184,11 @@ def main() -> None:
     given = parser.parse_args()
     from localmem.embed import default_embedder
 
-    rows: list[dict[str, Any]] = [row for path in given.paths for row in read(path, CALIBRATE) if "fact" in row]
+    every: list[dict[str, Any]] = [row for path in given.paths for row in read(path, CALIBRATE)]
+    rows = [row for row in every if "fact" in row]
     generator = LlamaGenerator(given.model, adapter=given.adapter)
     found = scored(decide_pairs(rows, default_embedder()), generator, calibrated=False)
+    wished_min = wish_bound([row for row in every if "messages" in row], generator)
     generator.close()
     pairs = [pair for pair, _ in found]
     data, gold = features(found), np.array([pair[4] for pair in pairs])
@@ -174,7 +201,7 @@ def main() -> None:
           f"expected calibration error {expected_error(told, gold):.3f}")  # fmt: skip
     print(f"held out, bounds {np.round(accept, 2)}: {right}/{count} operations right, {wrong} destructive")
     if not given.dry:
-        write(given.pattern, weights, accept, given.asked_max)
+        write(given.pattern, weights, accept, given.asked_max, wished_min)
 
 
 if __name__ == "__main__":

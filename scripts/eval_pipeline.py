@@ -1,166 +1,226 @@
 """Measure the two model phases, extraction and decision, on the authored examples held out from fitting.
 
-    python scripts/eval_pipeline.py extract EXTRACT.jsonl --model MODEL.gguf [--rows 150] [--show 10]
-    python scripts/eval_pipeline.py decide  DECIDE.jsonl  --model MODEL.gguf [--rows 300]
+    python scripts/eval_pipeline.py extract ROWS.jsonl… --model MODEL.gguf [--adapter A.gguf] [--rows 150] [--show 10]
+    python scripts/eval_pipeline.py decide  ROWS.jsonl… --model MODEL.gguf [--adapter A.gguf] [--rows 300]
+                                            [--by tag|lang|author] [--json]
 
-Held out: ids whose sha256 modulo 10 is 9 (see scripts/fit_rules.py). A fact is right when its token F1 with a gold fact
-is 0.6 or more, each gold fact counted once. Every figure is printed with its counts.
+Held out: ids whose sha256 modulo 10 is 9 (see scripts/fit_rules.py); 8 with ``--part calibrate``; ``--part all`` for
+files that are for testing only. A fact is right when its token F1 with a gold fact is 0.6 or more, each gold fact
+counted once. Rows with "forget" are also asked for a request to forget (`wishes.request_in`); decision rows with
+"request" for the memories that it means (`wishes.meant`, needs a model) and not for an operation.
+
+Every rate is printed with its counts and its 95 % interval after Wilson. ``--by`` prints them again for each tag, each
+language (tag lang:xx, else en) or each author (the id up to its first hyphen). ``--json`` prints one object instead:
+{"phase", "rows", "seconds_each", "rates": {NAME: {"part", "whole", "rate", "low", "high", "low_is_good"}}, "counts",
+"by": {GROUP: {"rows", "rates", "counts"}}}; what --show shows then goes to stderr. A row on which the generator fails
+counts as missed.
 """
 
 from __future__ import annotations
 
 import argparse
 import collections
+import functools
+import hashlib
+import json
+import re
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
-from fit_rules import TEST, message, read
+from fit_rules import CALIBRATE, TEST, read
 
-from localmem import dates, words
-from localmem.config import Limits
-from localmem.decide import decide_all
-from localmem.extract import ExtractContext, Extraction, extract
+from localmem import report, wishes
+from localmem.embed import default_embedder
+from localmem.errors import GeneratorError
+from localmem.extract import Extraction
 from localmem.llm import LlamaGenerator
-from localmem.types import Fact, Generator, Neighbour, Op
+from localmem.report import Measure, share
+from localmem.types import Decision, Embedder, Generator, Op
 
-MATCH_F1 = 0.6
+__all__ = ["PARTS", "share"]  # also what scripts/eval_recall.py takes from here
+
+PARTS = {"test": TEST, "calibrate": CALIBRATE, "all": None}
+MEANING = (  # of a request to forget, by memory and by request
+    Measure("meant_precision", "memories forgotten that were meant", "meant_right", "meant_found"),
+    Measure("meant_recall", "memories meant that were forgotten", "meant_right", "meant_gold"),
+    Measure("meant_exact", "requests with exactly the right ones", "meant_exact", "meant_rows"),
+    Measure("meant_wrong", "requests that took another one", "meant_wrong", "meant_rows", low_is_good=True),
+)
+MEASURES = {"extract": (*report.EXTRACTION, *report.FORGETTING), "decide": (*report.DECISION, *MEANING)}
 Row = dict[str, Any]
+Counts = collections.Counter[str]
+Show = Callable[..., None]
 
 
-def share(part: float, whole: float) -> str:
-    """part/whole with its percentage."""
-    return f"{part:g}/{whole:g} ({100 * part / whole:.1f} %)" if whole else f"{part:g}/0"
+def groups_of(row: Row, by: str) -> list[str]:
+    """The groups of a row: its tags, its language, or its author."""
+    if by == "tag":
+        return [*dict.fromkeys(row.get("tags") or ["(none)"])]
+    if by == "author":
+        return [str(row["id"]).partition("-")[0]]
+    languages = (re.fullmatch(r"lang[:-](\w+)", tag) for tag in row.get("tags") or ())
+    return [next((found[1] for found in languages if found), "en")]
 
 
-def token_f1(a: str, b: str) -> float:
-    """F1 of the two texts' folded words."""
-    first, second = (collections.Counter(t.folded for t in words.tokens(text)) for text in (a, b))
-    shared = sum((first & second).values())
-    return 2 * shared / (sum(first.values()) + sum(second.values())) if shared else 0.0
+def measure_extract(generator: Generator, row: Row, show: Show | None) -> Counts:
+    """What one row's facts, and its request to forget, came to."""
+    counts: Counts = collections.Counter()
+    result: Extraction | None = None
+    try:
+        result = report.extracted(generator, row)
+        if "forget" in row:
+            heard = report.hears_request(generator, row)
+            counts += report.forget_counts(row, heard)
+            counts[f"{row['forget']['scope']}>{'heard' if heard else 'not heard'}"] += 1
+    except GeneratorError as error:
+        if "forget" in row:
+            counts += report.forget_counts(row, None)
+        _told(row, error)
+        result = None
+    if show is not None and result is not None:
+        _show_facts(row, result, show)
+    return counts + report.extract_counts(row, result)
 
 
-def matched(found: Sequence[str], gold: Sequence[str]) -> int:
-    """How many gold facts are met by a found one of their own, best pairs first."""
-    pairs = sorted(((token_f1(f, g), i, j) for i, f in enumerate(found) for j, g in enumerate(gold)), reverse=True)
-    used: set[tuple[str, int]] = set()
-    hits = 0
-    for score, i, j in pairs:
-        if score >= MATCH_F1 and ("found", i) not in used and ("gold", j) not in used:
-            used |= {("found", i), ("gold", j)}
-            hits += 1
-    return hits
+def _told(row: Row, error: GeneratorError) -> None:
+    print(f"{row['id']}: {error}", file=sys.stderr)
 
 
-def extracted(generator: Generator, row: Row) -> Extraction:
-    """What extraction makes of one authored row."""
-    return extract(
-        generator,
-        [message(m) for m in row["messages"]],
-        context=ExtractContext(recent=tuple(message(m) for m in reversed(row["recent"]))),
-        event_at=dates.parse_instant(row["at"]),
-        limits=Limits(),
+def _show_facts(row: Row, result: Extraction, show: Show) -> None:
+    show("#", row["id"], " | ".join(f"{m['role']}: {m['content'][:300]}" for m in row["messages"]))
+    show("  gold  ", *(fact["text"] for fact in row["facts"]), sep="\n    ")
+    show("  found ", *(fact.text for fact in result.facts), sep="\n    ")
+    show("  refused", *((fact.text, guards) for fact, guards in result.unsupported), sep="\n    ")
+
+
+def measure_decide(generator: Generator | None, embedder: Embedder, row: Row, show: Show | None) -> Counts:
+    """What one row's decision came to; of a request to forget, what it takes (nothing is measured without a model)."""
+    if "request" in row:
+        return _measure_meant(generator, row, show) if generator is not None else collections.Counter()
+    try:
+        decision = report.decided(generator, embedder, row)
+    except GeneratorError as error:
+        _told(row, error)
+        return report.decide_counts(row, None)
+    if show is not None:
+        _show_decision(row, decision, show)
+    return report.decide_counts(row, decision)
+
+
+def _measure_meant(generator: Generator, row: Row, show: Show | None) -> Counts:
+    gold, failed = set(row["targets"]), 0
+    try:
+        wanted = wishes.meant(generator, row["request"], [old["text"] for old in row["existing"]])
+    except GeneratorError as error:
+        _told(row, error)
+        wanted, failed = [], 1
+    found = {place for place, meant in enumerate(wanted) if meant}
+    if show is not None:
+        show("FORGET", row["request"], "| gold", [row["existing"][i]["text"] for i in sorted(gold)], end=" ")
+        show("| found", [row["existing"][i]["text"] for i in sorted(found)])
+    return collections.Counter(
+        rows=1,
+        failed=failed,
+        meant_rows=1,
+        meant_found=len(found),
+        meant_gold=len(gold),
+        meant_right=len(found & gold),
+        meant_exact=int(found == gold and not failed),
+        meant_wrong=int(bool(found - gold)),
     )
 
 
-def measure_extract(generator: Generator, rows: Sequence[Row], show: int) -> None:
-    """Precision, recall and F1 of facts; silence on rows with nothing to keep."""
-    count: collections.Counter[str] = collections.Counter()
-    started = time.perf_counter()
-    for number, row in enumerate(rows):
-        result = extracted(generator, row)
-        found, gold = [fact.text for fact in result.facts], [fact["text"] for fact in row["facts"]]
-        count["found"] += len(found)
-        count["gold"] += len(gold)
-        count["hits"] += matched(found, gold)
-        count["refused"] += len(result.unsupported)
-        if not gold:
-            count["empty"] += 1
-            count["noisy"] += bool(found)
-            count["noise"] += len(found)
-        if number < show:
-            _show(row, result, gold)
-    seconds = (time.perf_counter() - started) / max(1, len(rows))
-    precision, recall = count["hits"] / max(1, count["found"]), count["hits"] / max(1, count["gold"])
-    print(f"rows {len(rows)}, {seconds:.2f} s each")
-    print(f"precision {share(count['hits'], count['found'])}, recall {share(count['hits'], count['gold'])}, ", end="")
-    print(f"F1 {2 * precision * recall / max(1e-9, precision + recall):.3f}")
-    print(f"rows with nothing to keep that gave facts: {share(count['noisy'], count['empty'])}, {count['noise']} facts")
-    print(f"unsupported: {share(count['refused'], count['refused'] + count['found'])} of all worded facts")
+def _show_decision(row: Row, decision: Decision, show: Show) -> None:
+    show(
+        row["op"],
+        decision.op,
+        decision.reason,
+        "|",
+        row["fact"],
+        "|",
+        [t.text for t in decision.targets],
+        "|",
+        decision.text,
+        "|",
+        row.get("text"),
+    )
 
 
-def _show(row: Row, result: Extraction, gold: Sequence[str]) -> None:
-    print("#", " | ".join(f"{m['role']}: {m['content'][:300]}" for m in row["messages"]))
-    print("  gold  ", *gold, sep="\n    ")
-    print("  found ", *(fact.text for fact in result.facts), sep="\n    ")
-    print("  refused", *((fact.text, guards) for fact, guards in result.unsupported), sep="\n    ")
+# ------------------------------------------------------------------ telling
 
 
-def measure_decide(generator: Generator | None, rows: Sequence[Row], show: int) -> None:
-    """Operation accuracy, destructive errors, targets, by operation."""
-    from localmem.embed import default_embedder
+def shape(counts: Counts, measures: Sequence[Measure]) -> dict[str, Any]:
+    """The counts of some rows and their rates, as ``--json`` has them."""
+    rates = {rate.measure.name: rate.to_dict() for rate in report.rates(counts, measures)}
+    return {"rows": counts["rows"], "rates": rates, "counts": dict(sorted(counts.items()))}
 
-    embedder = default_embedder()
-    table: collections.Counter[tuple[str, str]] = collections.Counter()
-    right = destructive = on_target = contested = 0
-    started = time.perf_counter()
-    for number, row in enumerate(rows):
-        texts = [row["fact"], *(old["text"] for old in row["existing"])]
-        vectors = embedder.embed_passages(texts)
-        near = [
-            Neighbour(str(i), 1, old["text"], float(vectors[0] @ vectors[i + 1]), dates.parse_instant(old["at"]))
-            for i, old in enumerate(row["existing"])
-        ]
-        fact = Fact(row["fact"], event_at=dates.parse_instant(row["at"]))
-        decision = decide_all(generator, [fact], [near])[0]
-        table[row["op"], decision.op.value] += 1
-        contested += bool(decision.contested)
-        destructive += decision.op in (Op.UPDATE, Op.DELETE) and row["op"] in ("ADD", "NOOP")
-        if decision.op.value == row["op"]:
-            right += 1
-            on_target += {int(t.id) for t in decision.targets} <= set(row["targets"])
-        if number < show:
-            print(
-                row["op"],
-                decision.op,
-                decision.reason,
-                "|",
-                row["fact"],
-                "|",
-                [t.text for t in decision.targets],
-                "|",
-                decision.text,
-                "|",
-                row.get("text"),
-            )
-    print(f"rows {len(rows)}, {(time.perf_counter() - started) / max(1, len(rows)):.2f} s each")
-    print(f"operation right {share(right, len(rows))}, targets right among those {share(on_target, right)}")
-    print(f"UPDATE or DELETE where gold says ADD or NOOP {share(destructive, len(rows))}; contested {contested}")
-    for gold in Op:
-        print(f"  gold {gold.value:7}", *(f"{op.value} {table[gold.value, op.value]:4}" for op in Op))
+
+def print_rates(counts: Counts, measures: Sequence[Measure], indent: str = "") -> None:
+    """One line a rate; those of which nothing was counted are left out."""
+    for rate in report.rates(counts, measures):
+        if rate.whole:
+            low = ", the lower the better" if rate.measure.low_is_good else ""
+            print(f"{indent}{rate.measure.title}: {rate}{low}")
+
+
+def print_all(phase: str, total: Counts, seconds_each: float, by: Mapping[str, Counts]) -> None:
+    """The rates of all rows, the operations, and the rates of each group."""
+    print(f"rows {total['rows']}, {seconds_each:.2f} s each, {total['failed']} failed")
+    print_rates(total, MEASURES[phase])
+    if phase == "decide":
+        print(f"contested {total['contested']}")
+        for gold in Op:
+            print(f"  gold {gold.value:7}", *(f"{op.value} {total[f'{gold.value}>{op.value}']:4}" for op in Op))
+    for group, counts in by.items():
+        print(f"{group}: rows {counts['rows']}")
+        print_rates(counts, MEASURES[phase], "  ")
 
 
 def main() -> None:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("phase", choices=("extract", "decide"))
-    parser.add_argument("path", type=Path)
+    parser.add_argument("paths", type=Path, nargs="+")
+    parser.add_argument("--adapter", type=Path, help="LoRA adapter of the model")
+    parser.add_argument("--part", choices=PARTS, default="test")
     parser.add_argument("--model", type=Path, help="a chat GGUF; decide works without one")
     parser.add_argument("--rows", type=int, default=150, help="at most this many held-out rows")
     parser.add_argument("--show", type=int, default=0, help="print this many rows with their answers")
+    parser.add_argument("--by", choices=("tag", "lang", "author"), help="the rates of each group too, largest first")
+    parser.add_argument("--json", action="store_true", help="one JSON object on stdout")
     given = parser.parse_args()
-    generator = LlamaGenerator(given.model) if given.model else None
-    rows = read(given.path, TEST)[: given.rows]
-    if given.phase == "decide":
-        measure_decide(generator, rows, given.show)
-    elif generator is None:
+    if given.phase == "extract" and given.model is None:
         parser.error("extract needs --model")
+    generator = LlamaGenerator(given.model, adapter=given.adapter) if given.model else None
+    form = {"extract": "facts", "decide": "existing"}[given.phase]  # a file may hold rows of both phases
+    rows = [row for path in given.paths for row in read(path, PARTS[given.part]) if form in row]
+    rows = sorted(rows, key=lambda row: hashlib.sha256(row["id"].encode()).digest())[: given.rows]
+    if given.phase == "extract":
+        measure = functools.partial(measure_extract, generator)
     else:
-        measure_extract(generator, rows, given.show)
+        measure = functools.partial(measure_decide, generator, default_embedder())
+    show = functools.partial(print, file=sys.stderr if given.json else sys.stdout)
+    total: Counts = collections.Counter()
+    by: dict[str, Counts] = {}
+    started = time.perf_counter()
+    for number, row in enumerate(rows):
+        counts = measure(row, show if number < given.show else None)
+        total += counts
+        for group in groups_of(row, given.by) if given.by else ():
+            by[group] = by.get(group, collections.Counter()) + counts
+    seconds_each = (time.perf_counter() - started) / max(1, len(rows))
+    by = dict(sorted(by.items(), key=lambda item: (-item[1]["rows"], item[0])))
+    if given.json:
+        told = {"phase": given.phase, "seconds_each": seconds_each, **shape(total, MEASURES[given.phase])}
+        told["by"] = {group: shape(counts, MEASURES[given.phase]) for group, counts in by.items()}
+        print(json.dumps(told, ensure_ascii=False, indent=1))
+    else:
+        print_all(given.phase, total, seconds_each, by)
     if generator is not None:
         generator.close()
 

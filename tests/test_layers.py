@@ -42,6 +42,7 @@ LAYERS = (  # top to bottom; a module may import its own layer and those below
         "db",
         "artifacts",
         "manifest",
+        "probe",
         "prompts",
         "rank",
         "relate",

@@ -41,15 +41,15 @@ def test_wheel_holds_code_data_and_models(wheel: zipfile.ZipFile) -> None:
     assert "localmem/_models/manifest.toml" in names
     assert any(name.startswith("localmem/_models/embedder/") and name.endswith(".onnx") for name in names)
     assert any(name.startswith("localmem/_models/embedder/") and "NOTICE" in name.upper() for name in names)
+    assert any(name.startswith("localmem/_models/adapter/localmem-") for name in names)
 
 
 def test_wheel_holds_nothing_else(wheel: zipfile.ZipFile) -> None:
     names = wheel.namelist()
     strangers = [name for name in names if not name.startswith(("localmem/", "localmem-"))]
     assert not strangers
-    assert not [
-        name for name in names if "training" in name or "__pycache__" in name or name.endswith((".db", ".gguf"))
-    ]
+    assert not [name for name in names if "training" in name or "__pycache__" in name or name.endswith(".db")]
+    assert all("_models/adapter/" in name for name in names if name.endswith(".gguf"))  # the base model is installed
     assert sum(entry.file_size for entry in wheel.infolist()) < 60e6  # the embedder is 23 MB
 
 
