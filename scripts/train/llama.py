@@ -161,3 +161,12 @@ def write_adapter(model: Llama, path: Path) -> None:
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
     writer.close()
+
+
+def read_adapter(path: Path) -> dict[str, Tensor]:
+    """The tensors of an adapter by name, in 32 bit; A is (rank, in), B (out, rank)."""
+    found = {}
+    for tensor in gguf.GGUFReader(path).tensors:
+        shape = tuple(int(size) for size in reversed(tensor.shape))
+        found[tensor.name] = torch.from_numpy(np.array(tensor.data, dtype=np.float32).reshape(shape))
+    return found

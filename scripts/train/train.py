@@ -19,7 +19,7 @@ from typing import Any
 
 import torch
 from data import CALIBRATE, Example, Tokeniser, decide_examples, extract_examples, part, read
-from llama import Llama, write_adapter
+from llama import Llama, read_adapter, write_adapter
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -154,7 +154,7 @@ class Run:
         self.optimiser = torch.optim.AdamW(groups, lr=options.rate, betas=(0.9, 0.98), weight_decay=0.01)
         self.step = 0
         if options.start:
-            self._load(options.start, weights_only=True)
+            self._begin_with(options.start)
         if (self.folder / "state.pt").exists():
             self._load(self.folder / "state.pt", weights_only=False)
 
@@ -164,6 +164,17 @@ class Run:
         if not weights_only:
             self.optimiser.load_state_dict(state["optimiser"])
             self.step = state["step"]
+
+    def _begin_with(self, path: Path) -> None:
+        """Take the weights of another run: its state.pt, or an adapter in GGUF."""
+        if path.suffix != ".gguf":
+            self._load(path, weights_only=True)
+            return
+        given = read_adapter(path)
+        with torch.no_grad():
+            for name, a, b in self.model.adapter():
+                a.copy_(given[f"{name}.lora_a"])
+                b.copy_(given[f"{name}.lora_b"])
 
     def save(self) -> None:
         state = {"model": self.model.state_dict(), "optimiser": self.optimiser.state_dict(), "step": self.step}
@@ -241,7 +252,7 @@ def arguments() -> argparse.Namespace:
         "--data", type=Path, action="append", required=True, help="folder with *extract*.jsonl, *decide*.jsonl"
     )
     parser.add_argument("--out", type=Path, required=True, help="folder of the run; goes on where it stopped")
-    parser.add_argument("--start", type=Path, help="state.pt of another run to take the weights from")
+    parser.add_argument("--start", type=Path, help="state.pt of another run, or an adapter, to take the weights from")
     parser.add_argument("--rank", type=int, default=16)
     parser.add_argument("--alpha", type=float, default=32.0)
     parser.add_argument("--rate", type=float, default=6e-4)
