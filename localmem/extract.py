@@ -334,7 +334,7 @@ def _examined(
     fact = Fact(text=text, quote=quote, span=span, kind=draft.kind or kind_of(text), actor=actor, event_at=event_at)
     if not _has_content(text):
         return fact, ("empty",)
-    if span is None and _repeats(text, context):
+    if (span is None and _repeats(text, context)) or (draft.kind and _said_before(text, said, context)):
         return fact, ("known",)
     if role == "assistant" and not text.startswith(ASSISTANT):
         return fact, ("assistant_only",)
@@ -360,7 +360,30 @@ def _said_by(speaker: Message | None, text: str, quote: str, said: Sequence[Mess
 
 
 _FIRST_PERSON = re.compile(r"\b(?:i|i['’](?:m|ve|d|ll)|my|mine|me|myself)\b", re.IGNORECASE)
-_OTHER_PERSON = re.compile(r"\b(?:you|your|yours|you['’]\w+|we|our|us|he|she|they|his|her|their)\b", re.IGNORECASE)
+_OTHER_PERSON = re.compile(r"\b(?:you|your|yours|you['’]\w+)\b", re.IGNORECASE)
+
+
+def _said_before(text: str, said: Sequence[Message], context: ExtractContext) -> bool:
+    """Whether a fact of named talk is in the words of an earlier message rather than in those of the new ones.
+
+    It was read then; now a small model gives it to the one who answers. Of 1,115 authored facts one falls here.
+    """
+    names = support.content(" ".join(m.name for m in (*said, *context.recent) if m.name))
+    if not names:
+        return False
+    wanted = support.content(text) - names
+    now = wanted & frozenset().union(*(support.content(m.content) for m in said if _is_person(m)))
+    earlier = (support.content(_statements(m.content)) for m in context.recent if _is_person(m))
+    return any(len(wanted & one) > len(now) for one in earlier)
+
+
+def _is_person(message: Message) -> bool:
+    return message.role == "user" or (message.role == "assistant" and bool(message.name))
+
+
+def _statements(text: str) -> str:
+    """Without its questions: an answer may say yes to what was asked."""
+    return " ".join(text[start:end] for start, end in clauses.sentences(text) if not text[:end].endswith("?"))
 
 
 def _evidence(

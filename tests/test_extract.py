@@ -145,6 +145,14 @@ class TestWhatIsShown:
         assert texts(result) == ["Olof adopted a greyhound called Pim"]
         assert result.facts[0].actor is Actor.USER  # a person, though the role is the assistant's
 
+    def test_what_one_person_told_before_is_not_given_to_the_one_who_answers(self) -> None:
+        tuned = Recorder("Ines swam across the fjord in a relay for the lifeboat", id="llama:small+localmem-1")
+        before = Message("user", "I swam across the fjord in a relay, for the lifeboat", "Olof")
+        answer = Message("user", "A relay across the fjord, I'm impressed!", "Ines")
+        assert texts(read(tuned, [answer], ExtractContext(recent=(before,)))) == []
+        told = Message("user", "and I swam across the fjord in a relay for the lifeboat, too", "Ines")
+        assert len(texts(read(tuned, [told], ExtractContext(recent=(before,))))) == 1
+
     def test_what_one_of_two_people_says_of_the_other_stays_so(self) -> None:
         talk = [
             Message("user", "I heard you adopted a greyhound, Olof!", "Ines"),

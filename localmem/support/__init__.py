@@ -5,6 +5,7 @@ so they must stand in the conversation or follow from it; other words may be par
 """
 
 from localmem.support.alignment import align
+from localmem.support.evidence import content
 from localmem.support.guards import GUARDS, SHARE_MIN, WORDS_MIN, check
 
-__all__ = ["GUARDS", "SHARE_MIN", "WORDS_MIN", "align", "check"]
+__all__ = ["GUARDS", "SHARE_MIN", "WORDS_MIN", "align", "check", "content"]
