@@ -30,7 +30,7 @@ _OPS = {SAME: Op.NOOP, CHANGES: Op.UPDATE, RETRACTS: Op.DELETE}
 _STANCES = (Relation.COEXISTS, Relation.SAME, Relation.REFINES, Relation.CHANGES, Relation.RETRACTS)
 _MERGED_TOKENS_MAX = 64
 _STALE_MIN = 0.8  # probability from which a change takes more than one memory with it
-_SAID_SHARE_MIN, _KEPT_SHARE_MIN = 0.6, 0.6  # content words of the fact, and of a memory it refines, in the new text
+_SAID_SHARE_MIN, _KEPT_SHARE_MIN = 0.8, 0.8  # content words of the fact, and of a memory it refines, in the new text
 _CONTENT_FREE = ("N/A", "")
 
 
@@ -369,6 +369,7 @@ def _updated(generator: Generator | None, fact: Fact, view: _View, policy: Polic
         text = _reworded(generator, fact, known, Relation.REFINES if refines else Relation.CHANGES)
         if text is not None:
             return replace(update, text=text, reason="refined" if refines else "changed", guards=("reworded",))
+        return _beside(fact, view) if refines and not relate.adds_up(fact.text, known.text) else update
     if relate.adds_up(fact.text, known.text) or not refines:
         return update
     merged = _merged(generator, fact, known)
