@@ -30,7 +30,8 @@ STANCES = {
 }
 MARKS = {"semantic": "-", "episodic": "@", "procedural": "!"}
 OTHERS_SHARE = 0.5  # rows that get a memory of another row beside their own
-WISHES_NONE = 0.15  # everyday messages that are shown as no forget request
+WISHES_NONE = 0.35  # everyday messages that are shown as no forget request
+WISHES_TIMES = 3  # how often a marked one is shown in a pass: they are few
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,9 +103,10 @@ def extract_examples(rows: Sequence[dict[str, Any]], tokeniser: Tokeniser, seed:
         said, recent = messages(row["messages"]), messages(row["recent"])
         shared = tokeniser.prompt(tuned.facts_prompt(said, recent, at))
         yield Example("facts", row["id"], shared, tokeniser.reply(facts_reply(row)))
-        if "forget" in row or draw.random() < WISHES_NONE:
+        times = WISHES_TIMES if "forget" in row else int(draw.random() < WISHES_NONE)
+        if times:
             shared = tokeniser.prompt(tuned.wish_prompt(said, recent))
-            yield Example("wish", row["id"], shared, tokeniser.reply(wish_reply(row)))
+            yield from [Example("wish", row["id"], shared, tokeniser.reply(wish_reply(row)))] * times
 
 
 def wish_reply(row: dict[str, Any]) -> str:
