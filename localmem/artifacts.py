@@ -57,8 +57,7 @@ class EmbedderFiles:
     def check(self) -> None:
         """ModelFileError when a file's sha256 is not the manifest's. Cheap after the first time in a process."""
         for path, pinned in ((self.model, self.entry.model), (self.tokenizer, self.entry.tokenizer)):
-            if (found := _sha256_once(path)) != pinned.sha256:
-                raise ModelFileError(f"{path} has sha256 {found}, expected {pinned.sha256}; {REINSTALL}")
+            _check_content(path, pinned)
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,8 +128,7 @@ def adapter_path() -> Path | None:
     path = known.folder / pinned.path
     if not path.is_file():
         raise ModelNotFoundError(f"the generator's adapter {path} is missing; {REINSTALL}")
-    if (found := _sha256_once(path)) != pinned.sha256:
-        raise ModelFileError(f"{path} has sha256 {found}, expected {pinned.sha256}; {REINSTALL}")
+    _check_content(path, pinned)
     return path
 
 
@@ -514,6 +512,11 @@ def _intact(path: Path, pinned: PinnedFile | None) -> bool:
     with contextlib.suppress(OSError):  # copied or touched; on read-only media it is computed in each process
         _record(path, expected)
     return True
+
+
+def _check_content(path: Path, pinned: PinnedFile) -> None:
+    if (found := _sha256_once(path)) != pinned.sha256:
+        raise ModelFileError(f"{path} has sha256 {found}, expected {pinned.sha256}; {REINSTALL}")
 
 
 def _sha256(path: Path) -> str:

@@ -158,10 +158,7 @@ def relation_scores(
     if generator is None or not pairs:
         return [{} for _ in pairs]
     if tuned.speaks(generator.id):
-        file = prompts.load("stance")
-        asked = [tuned.stance_prompt(fact.text, other.text) for fact, other in pairs]
-        rows = score_many(generator, asked, list(file.labels.values()))
-        return [dict(zip(_STANCES, row, strict=True)) for row in rows]
+        return stance_scores(generator, [(fact.text, other.text) for fact, other in pairs])
     file = prompts.load("relation")
     relations = [Relation(meaning) for meaning in file.labels]
     symbols = list(file.labels.values())
@@ -169,6 +166,13 @@ def relation_scores(
     asked = [prompts.render("relation", known=other.text, new=fact.text) for fact, other in pairs]
     rows = score_many(generator, asked, symbols)
     return [{relation: row[i] - bias[i] for i, relation in enumerate(relations)} for row in rows]
+
+
+def stance_scores(generator: Generator, pairs: Sequence[tuple[str, str]]) -> list[Mapping[Relation, float]]:
+    """The tuned model's log-score of each relation for each (new text, known text)."""
+    asked = [tuned.stance_prompt(new, known) for new, known in pairs]
+    rows = score_many(generator, asked, list(prompts.load("stance").labels.values()))
+    return [dict(zip(_STANCES, row, strict=True)) for row in rows]
 
 
 def _label_bias(generator: Generator, symbols: Sequence[str]) -> tuple[float, ...]:

@@ -138,6 +138,13 @@ def _trimmed(topic: str) -> str:
     return re.sub(r"(?i)[, ]+(?:please|pls|bitte|stp|svp|por favor|per favore|alsjeblieft)$", "", topic)
 
 
+def blanked(text: str, spans: Sequence[Span]) -> str:
+    """The text with blanks in the place of each span, so that no position moves."""
+    for span in spans:
+        text = text[: span.start] + " " * (span.end - span.start) + text[span.end :]
+    return text
+
+
 def weighty(part: str) -> str:
     """What stands beside a request without the polite words around it; "" when nothing else is left."""
     spoken = words.tokens(part)

@@ -307,7 +307,10 @@ def _request_in(engine: Engine, episode: EpisodeRecord) -> forget.ForgetRequest 
     plain = forget.detect(episode.messages)
     if plain is not None and not plain.ambiguous:
         return plain
-    return wishes.request_in(engine.generator(), episode.messages, _context(engine, episode).recent[::-1])
+    generator = engine.generator()
+    if not tuned.speaks(generator.id):
+        return None
+    return wishes.understood(generator, episode.messages, _context(engine, episode).recent[::-1])
 
 
 def _forget(
@@ -364,12 +367,9 @@ def _without(episode: EpisodeRecord, request: forget.ForgetRequest) -> EpisodeRe
     for _, position in _said_before(episode, request):
         messages[position] = replace(messages[position], content="")
     message = messages[request.message]
-    for span in (request.span, *request.more):
-        blank = " " * (span.end - span.start)
-        message = replace(message, content=message.content[: span.start] + blank + message.content[span.end :])
-    if request.own or not request.remainder.strip():
-        message = replace(message, content="")
-    messages[request.message] = message
+    nothing_else = request.own or not request.remainder.strip()
+    rest = "" if nothing_else else forget.blanked(message.content, (request.span, *request.more))
+    messages[request.message] = replace(message, content=rest)
     return replace(episode, messages=tuple(messages))
 
 

@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 
 from localmem import clauses, decide, prompts, tuned
-from localmem.forget import ForgetRequest, detect, weighty
+from localmem.forget import ForgetRequest, blanked, detect, weighty
 from localmem.types import Generator, Message, Prompt, Relation, Span
 
 _TOKENS_MAX = 48
@@ -25,6 +25,11 @@ def request_in(
         return found
     if generator is None or not tuned.speaks(generator.id):
         return None
+    return understood(generator, messages, recent)
+
+
+def understood(generator: Generator, messages: Sequence[Message], recent: Sequence[Message]) -> ForgetRequest | None:
+    """The request to forget that a tuned model reads in the messages, the last one first."""
     bound = decide.policy_for(generator.id).wished_min
     for position in range(len(messages) - 1, -1, -1):
         said = messages[position]
@@ -45,11 +50,8 @@ def meant(generator: Generator, request: str, texts: Sequence[str]) -> list[bool
 
 def meant_chances(generator: Generator, request: str, texts: Sequence[str]) -> list[float]:
     """The probability of each memory to be meant by a request."""
-    file = prompts.load("stance")
-    asked = [tuned.stance_prompt(tuned.asked(request), text) for text in texts]
-    place = list(file.labels).index(Relation.RETRACTS.value)
-    rows = decide.score_many(generator, asked, list(file.labels.values()))
-    return [math.exp(row[place]) for row in rows]
+    rows = decide.stance_scores(generator, [(tuned.asked(request), text) for text in texts])
+    return [math.exp(row[Relation.RETRACTS]) for row in rows]
 
 
 def wished(generator: Generator, prompt: Prompt) -> float:
@@ -77,16 +79,10 @@ def _request(
         message=position,
         span=first,
         confidence=chance,
-        remainder="" if own else weighty(_blanked(said.content, places)),
+        remainder="" if own else weighty(blanked(said.content, (first, *more))),
         own=own,
         more=tuple(more),
     )
-
-
-def _blanked(text: str, places: Sequence[tuple[int, int]]) -> str:
-    for start, end in places:
-        text = text[:start] + " " * (end - start) + text[end:]
-    return text
 
 
 def _places(generator: Generator, said: Message, before: Sequence[Message]) -> list[tuple[int, int]]:

@@ -12,7 +12,10 @@ import pytest
 from doubles import Listener, following_scripts
 from hypothesis import HealthCheck, settings
 
+from localmem import artifacts
 from localmem.config import Limits
+from localmem.errors import LocalmemError
+from localmem.llm import LlamaGenerator
 from localmem.memory import Memory
 from localmem.testing import FixedClock, HashEmbedder, ScriptedGenerator
 
@@ -42,6 +45,18 @@ def pytest_configure(config: pytest.Config) -> None:
 def clock() -> FixedClock:
     """2025-03-01T00:00:00Z until it is moved."""
     return FixedClock()
+
+
+@pytest.fixture(scope="module")
+def base_model() -> Iterator[LlamaGenerator]:
+    """The base model, where it is installed."""
+    pytest.importorskip("llama_cpp")
+    try:
+        generator = LlamaGenerator(artifacts.generator_path())
+    except LocalmemError as error:
+        pytest.skip(f"no base model: {type(error).__name__}")
+    yield generator
+    generator.close()
 
 
 @pytest.fixture

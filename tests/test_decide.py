@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 
 import pytest
 
-from localmem import artifacts, prompts, relate
+from localmem import prompts, relate
 from localmem.config import Limits
 from localmem.decide import Policy, chances, decide, decide_all, label_odds, policy_for, same_words
-from localmem.errors import LocalmemError
 from localmem.extract import ExtractContext, extract
 from localmem.llm import LlamaGenerator
 from localmem.testing import ScriptedGenerator
@@ -187,33 +186,21 @@ class TestPolicy:
         assert decide(generator, Fact("User is learning Greek"), [known], policy=policy).op is Op.ADD
 
 
-@pytest.fixture(scope="module")
-def model() -> Iterator[LlamaGenerator]:
-    """The base model, where it is installed."""
-    pytest.importorskip("llama_cpp")
-    try:
-        generator = LlamaGenerator(artifacts.generator_path())
-    except LocalmemError as error:
-        pytest.skip(f"no base model: {type(error).__name__}")
-    yield generator
-    generator.close()
-
-
 @pytest.mark.model
 class TestRealModel:
     """The base model where it is installed: labels it can say, a story of two sentences."""
 
-    def test_it_is_asked_and_heard(self, model: LlamaGenerator) -> None:
+    def test_it_is_asked_and_heard(self, base_model: LlamaGenerator) -> None:
         known = [neighbour("User lives in Graz", 0.8), neighbour("User's sister is a baker", 0.4)]
-        decision = decide(model, Fact("User lives in Linz now, no longer in Graz"), known)
+        decision = decide(base_model, Fact("User lives in Linz now, no longer in Graz"), known)
         assert math.isclose(sum(decision.probabilities.values()), 1.0)
         assert known[1] not in decision.targets
-        again = decide(model, Fact("User lives in Linz now, no longer in Graz"), known)
+        again = decide(base_model, Fact("User lives in Linz now, no longer in Graz"), known)
         assert again == decision
 
-    def test_it_words_a_clause_in_the_persons_own_words(self, model: LlamaGenerator) -> None:
+    def test_it_words_a_clause_in_the_persons_own_words(self, base_model: LlamaGenerator) -> None:
         said = [Message("user", "I'd moved to Turku in May 2019 for the shipyard"), Message("assistant", "Noted.")]
-        found = extract(model, said, context=ExtractContext(), event_at=0, limits=Limits())
+        found = extract(base_model, said, context=ExtractContext(), event_at=0, limits=Limits())
         wordings = {f"User {verb} moved to Turku in May 2019 for the shipyard" for verb in ("had", "would")}
         assert {fact.text for fact in found.facts} <= wordings
         assert len(found.facts) == 1

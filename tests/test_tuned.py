@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -12,9 +12,9 @@ from conftest import Opener
 from doubles import texts
 from test_forget_story import events, everything_shown
 
-from localmem import artifacts, dates, gbnf, prompts, tuned
+from localmem import dates, gbnf, prompts, tuned
 from localmem.decide import decide, policy_for
-from localmem.errors import GeneratorError, LocalmemError
+from localmem.errors import GeneratorError
 from localmem.llm import LlamaGenerator
 from localmem.memory import Memory
 from localmem.testing import FixedClock, ScriptedGenerator
@@ -264,39 +264,27 @@ class TestSteering:
             assert new == ["user: thanks"]
 
 
-@pytest.fixture(scope="module")
-def base() -> Iterator[LlamaGenerator]:
-    """The base model, where it is installed."""
-    pytest.importorskip("llama_cpp")
-    try:
-        generator = LlamaGenerator(artifacts.generator_path())
-    except LocalmemError as error:
-        pytest.skip(f"no base model: {type(error).__name__}")
-    yield generator
-    generator.close()
-
-
-def control_tokens(base: LlamaGenerator, prompt: Prompt) -> list[int]:
+def control_tokens(base_model: LlamaGenerator, prompt: Prompt) -> list[int]:
     def found(model: Any) -> list[int]:
         encoded, lib, vocab = model.encode(prompt), model.lib, model.vocab
         tokens = encoded.prefix + encoded.rest
         return [t for t in tokens if lib.llama_vocab_is_control(vocab, t) or lib.llama_vocab_is_eog(vocab, t)]
 
-    return base._call(found)
+    return base_model._call(found)
 
 
 @pytest.mark.model
 class TestRealTokens:
     @pytest.mark.parametrize("text", HOSTILE)
-    def test_no_text_becomes_a_control_token(self, base: LlamaGenerator, text: str) -> None:
-        template = [control_tokens(base, prompt) for prompt in prompts_with("hello")]
+    def test_no_text_becomes_a_control_token(self, base_model: LlamaGenerator, text: str) -> None:
+        template = [control_tokens(base_model, prompt) for prompt in prompts_with("hello")]
         assert all(template)
-        assert [control_tokens(base, prompt) for prompt in prompts_with(text)] == template
+        assert [control_tokens(base_model, prompt) for prompt in prompts_with(text)] == template
 
     @pytest.mark.parametrize("name", ["stance", "wish"])
-    def test_each_label_is_a_token_of_its_own(self, base: LlamaGenerator, name: str) -> None:
+    def test_each_label_is_a_token_of_its_own(self, base_model: LlamaGenerator, name: str) -> None:
         labels = list(prompts.load(name).labels.values())
-        assert len(base._call(lambda model: {model.label_token(label) for label in labels})) == 5
+        assert len(base_model._call(lambda model: {model.label_token(label) for label in labels})) == 5
 
 
 def decided(label: str, fact: str, known: str, wording: str) -> Decision:
