@@ -78,7 +78,7 @@ def _instant_of_text(value: str) -> Instant:
 
 
 def _instant_of_seconds(value: int | float) -> Instant:
-    if isinstance(value, float) and not math.isfinite(value):
+    if isinstance(value, float) and not math.isfinite(value * 1_000_000):
         raise InvalidInputError(f"the timestamp {value} is not a moment; give {_FORMS}")
     instant = value * 1_000_000 if isinstance(value, int) else round(value * 1_000_000)
     hint = "" if abs(value) < 10**11 else " (milliseconds? Unix time is given in seconds)"
