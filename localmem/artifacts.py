@@ -34,6 +34,7 @@ from localmem.manifest import (
     REINSTALL,
     EmbedderEntry,
     GeneratorEntry,
+    JudgeEntry,
     PinnedFile,
     Wheel,
     manifest,
@@ -47,10 +48,10 @@ _SPARE_BYTES = 20_000_000  # free space wanted beyond the files themselves
 
 
 @dataclass(frozen=True, slots=True)
-class EmbedderFiles:
-    """The embedder on this machine; both files exist and have the right size."""
+class OnnxFiles:
+    """An ONNX model on this machine; both files exist and have the right size."""
 
-    entry: EmbedderEntry
+    entry: EmbedderEntry | JudgeEntry
     model: Path
     tokenizer: Path
 
@@ -61,11 +62,21 @@ class EmbedderFiles:
 
 
 @dataclass(frozen=True, slots=True)
+class EmbedderFiles(OnnxFiles):
+    entry: EmbedderEntry
+
+
+@dataclass(frozen=True, slots=True)
+class JudgeFiles(OnnxFiles):
+    entry: JudgeEntry
+
+
+@dataclass(frozen=True, slots=True)
 class ModelStatus:
     """One model as `list_models` and `verify` show it."""
 
     name: str
-    kind: str  # embedder, generator, adapter
+    kind: str  # embedder, judge, adapter, generator
     path: Path | None  # None: not installed
     installed: bool
     bytes: int  # on disk, or to be expected when not installed
@@ -83,15 +94,25 @@ def embedder_files(folder: Path | None = None) -> EmbedderFiles:
     Raises ModelNotFoundError naming the file, ModelFileError when one has the wrong size.
     """
     known = manifest(folder)
+    return EmbedderFiles(known.embedder, *_onnx_files(known.folder, known.embedder))
+
+
+def judge_files(folder: Path | None = None) -> JudgeFiles | None:
+    """The judge's files beside the manifest, None where it names none. Raises like `embedder_files`."""
+    known = manifest(folder)
+    return JudgeFiles(known.judge, *_onnx_files(known.folder, known.judge)) if known.judge else None
+
+
+def _onnx_files(folder: Path, entry: EmbedderEntry | JudgeEntry) -> tuple[Path, Path]:
     paths = []
-    for pinned in (known.embedder.model, known.embedder.tokenizer):
-        path = known.folder / pinned.path
+    for pinned in (entry.model, entry.tokenizer):
+        path = folder / pinned.path
         if not path.is_file():
-            raise ModelNotFoundError(f"the embedder's file {path} is missing; {REINSTALL}")
+            raise ModelNotFoundError(f"the model file {path} is missing; {REINSTALL}")
         if (size := path.stat().st_size) != pinned.bytes:
             raise ModelFileError(f"{path} has {size} bytes, expected {pinned.bytes}; {REINSTALL}")
         paths.append(path)
-    return EmbedderFiles(known.embedder, *paths)
+    return paths[0], paths[1]
 
 
 def generator_path(name: str | None = None, *, models: Path | None = None) -> Path:
@@ -180,21 +201,9 @@ def _inventory(folder: Path) -> Iterator[tuple[ModelStatus, dict[Path, str]]]:
     """(status, the files it consists of with the sha256 each should have)."""
     known = manifest()
     embedder, generator = known.embedder, known.generator
-    parts = {known.folder / pinned.path: pinned.sha256 for pinned in (embedder.model, embedder.tokenizer)}
-    installed = all(path.is_file() for path in parts)
-    yield (
-        ModelStatus(
-            name=embedder.name,
-            kind="embedder",
-            path=known.folder / embedder.model.path if installed else None,
-            installed=installed,
-            bytes=embedder.model.bytes + embedder.tokenizer.bytes,
-            sha256_ok=None,
-            source=embedder.source,
-            licence=embedder.licence,
-        ),
-        parts,
-    )
+    yield _onnx_status("embedder", known.folder, embedder, embedder.model, embedder.tokenizer)
+    if known.judge is not None:
+        yield _onnx_status("judge", known.folder, known.judge, known.judge.model)
     if generator.adapter is not None:
         yield _adapter_status(known.folder / generator.adapter.path, generator, generator.adapter)
     base = folder / generator.model.path
@@ -206,6 +215,24 @@ def _inventory(folder: Path) -> Iterator[tuple[ModelStatus, dict[Path, str]]]:
     for path in others:
         if path.name not in (base.name, fast.name) and not path.name.startswith("."):
             yield _gguf_status(path, path.stem, None, _recorded(path).get("sha256"), 0)
+
+
+def _onnx_status(
+    kind: str, folder: Path, entry: EmbedderEntry | JudgeEntry, *files: PinnedFile
+) -> tuple[ModelStatus, dict[Path, str]]:
+    parts = {folder / pinned.path: pinned.sha256 for pinned in files}
+    installed = all(path.is_file() for path in parts)
+    status = ModelStatus(
+        name=entry.name,
+        kind=kind,
+        path=folder / entry.model.path if installed else None,
+        installed=installed,
+        bytes=sum(pinned.bytes for pinned in files),
+        sha256_ok=None,
+        source=entry.source,
+        licence=entry.licence,
+    )
+    return status, parts
 
 
 def _adapter_status(path: Path, entry: GeneratorEntry, pinned: PinnedFile) -> tuple[ModelStatus, dict[Path, str]]:

@@ -1,21 +1,22 @@
 """Facts x neighbours to decisions: ADD, UPDATE, DELETE or NOOP, and of which memory.
 
-An exact duplicate needs no model. Otherwise the relation of the fact to each near neighbour is scored by the model
-(one-letter labels), and weighed together with what can be seen without understanding (`relate.signals`). The weights
-are data, fitted per model (``rules/decide.toml``). What is in doubt never replaces or removes a memory.
+An exact duplicate needs no model. Otherwise the relation of the fact to each near neighbour is scored by the
+generator (one-token labels) and by the judge, and weighed together with what can be seen without understanding
+(`relate.signals`). The weights are data, fitted per model (``rules/decide.toml``). What is in doubt never replaces or
+removes a memory.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 from weakref import WeakKeyDictionary
 
 from localmem import forget, prompts, relate, rules, support, tuned, words
 from localmem.errors import GeneratorError
-from localmem.types import Actor, Decision, Fact, Generator, Message, Neighbour, Op, Prompt, Relation
+from localmem.types import Actor, Decision, Fact, Generator, Judge, Message, Neighbour, Op, Prompt, Relation
 
 # The relations that call for the same operation are weighed as one.
 NONE, SAME, CHANGES, RETRACTS = "none", "same", "changes", "retracts"
@@ -39,7 +40,7 @@ class Policy:
     """The numbers of the decision. Build one with `policy_for`; probabilities and cosines in [0, 1]."""
 
     weights: Mapping[str, Mapping[str, float]]  # class -> signal -> weight, against "none"
-    label_weights: Mapping[str, float]  # class -> weight of the model's own log-odds
+    label_weights: Mapping[str, float]  # class -> weight of the generator's log-odds
     offsets: Mapping[str, float]  # class -> added to its log-odds
     signal_scale: float  # how much the seen signals count beside the model
     calibrated: bool  # subtract the label bias measured on content-free notes (Zhao et al. 2021)
@@ -51,25 +52,31 @@ class Policy:
     wished_min: float = 0.5  # probability of a forget request from which it is carried out
     meant_min: float = 0.5  # probability that a memory is meant by it
     paraphrases: bool = False  # whether the model knows the same thing said in quite other words
+    judge_weights: Mapping[str, float] = field(default_factory=dict)  # as of the generator's; none: it is not asked
 
 
 @dataclass(frozen=True, slots=True)
 class _View:
-    """One neighbour as seen from the fact: probabilities of the classes, and the model's log-scores of relations."""
+    """One neighbour as seen from the fact: probabilities of the classes, and the models' log-scores of relations."""
 
     neighbour: Neighbour
     chances: Mapping[str, float]
-    relations: Mapping[Relation, float]
+    told: Mapping[Relation, float]  # by the generator
+    judged: Mapping[Relation, float]
 
 
-def policy_for(generator_id: str | None) -> Policy:
-    """The fitted numbers for a model; those for any able model where it has none of its own."""
+def policy_for(generator_id: str | None, judge_id: str | None = None) -> Policy:
+    """The fitted numbers for a generator and a judge; those for any able generator where it has none of its own.
+
+    Numbers fitted with a judge are for that judge only.
+    """
     table = rules.load("decide").table
-    fits = table["models"]
+    fits = [fit for fit in table["models"] if fit.get("judge") in (None, judge_id)]
     chosen = next((fit for fit in fits if fnmatchcase((generator_id or "none").lower(), fit["pattern"])), fits[-1])
     return Policy(
         weights=table["weights"],
         label_weights=chosen["labels"],
+        judge_weights=chosen.get("judged", {}),
         offsets=chosen.get("offsets", dict.fromkeys(_OPS, 0.0)),
         signal_scale=chosen["signal_scale"],
         calibrated=chosen["calibrated"],
@@ -89,11 +96,12 @@ def decide(
     fact: Fact,
     neighbours: Sequence[Neighbour],
     *,
+    judge: Judge | None = None,
     policy: Policy | None = None,
     changeable: Callable[[Neighbour], bool] = lambda _: True,
 ) -> Decision:
     """The decision about one fact. See `decide_all`."""
-    return decide_all(generator, [fact], [neighbours], policy=policy, changeable=changeable)[0]
+    return decide_all(generator, [fact], [neighbours], judge=judge, policy=policy, changeable=changeable)[0]
 
 
 def decide_all(
@@ -101,6 +109,7 @@ def decide_all(
     facts: Sequence[Fact],
     neighbours: Sequence[Sequence[Neighbour]],
     *,
+    judge: Judge | None = None,
     policy: Policy | None = None,
     changeable: Callable[[Neighbour], bool] = lambda _: True,
 ) -> list[Decision]:
@@ -109,13 +118,14 @@ def decide_all(
     ``changeable``: whether this fact's scope may update or delete the neighbour; where it may not, the fact is added
     beside it. Without a generator the signals decide alone. Raises GeneratorError when the model fails.
     """
-    policy = policy or policy_for(generator.id if generator else None)
+    policy = policy or policy_for(generator.id if generator else None, judge.id if judge else None)
     asked = [_asked(fact, near, policy) for fact, near in zip(facts, neighbours, strict=True)]
     pairs = [(fact, other) for fact, near in zip(facts, asked, strict=True) for other in near]
-    scores = iter(relation_scores(generator, pairs, calibrated=policy.calibrated))
+    told = iter(relation_scores(generator, pairs, calibrated=policy.calibrated))
+    judged = iter(judged_scores(judge if policy.judge_weights else None, pairs))
     decisions = []
     for fact, near, shown in zip(facts, asked, neighbours, strict=True):
-        views = [_view(fact, other, near, next(scores), policy) for other in near]
+        views = [_view(fact, other, near, next(told), next(judged), policy) for other in near]
         decision = _duplicate(fact, shown) or _judged(generator, fact, views, policy, changeable)
         decisions.append(replace(decision, neighbours=tuple(shown)))
     return decisions
@@ -168,6 +178,13 @@ def relation_scores(
     return [{relation: row[i] - bias[i] for i, relation in enumerate(relations)} for row in rows]
 
 
+def judged_scores(judge: Judge | None, pairs: Sequence[tuple[Fact, Neighbour]]) -> list[Mapping[Relation, float]]:
+    """The judge's log-probability of each relation for each pair; empty without a judge."""
+    if judge is None:
+        return [{} for _ in pairs]
+    return judge.relations([(fact.text, other.text) for fact, other in pairs])
+
+
 def stance_scores(generator: Generator, pairs: Sequence[tuple[str, str]]) -> list[Mapping[Relation, float]]:
     """The tuned model's log-score of each relation for each (new text, known text)."""
     asked = [tuned.stance_prompt(new, known) for new, known in pairs]
@@ -213,23 +230,32 @@ def _log_sum(values: Sequence[float]) -> float:
 
 
 def _view(
-    fact: Fact, other: Neighbour, near: Sequence[Neighbour], relations: Mapping[Relation, float], policy: Policy
+    fact: Fact,
+    other: Neighbour,
+    near: Sequence[Neighbour],
+    told: Mapping[Relation, float],
+    judged: Mapping[Relation, float],
+    policy: Policy,
 ) -> _View:
     said, known = relate.neutral(fact.text, other.text)
     seen = relate.signals(said, known, other.cosine, [n.cosine for n in near])
-    told = chances(seen, label_odds(relations), policy)
+    believed = chances(seen, label_odds(told), policy, label_odds(judged))
     if not relate.may_repeat(said, known, 1.0 if policy.paraphrases else other.cosine):
-        told = {**told, NONE: told[NONE] + told[SAME], SAME: 0.0}
-    return _View(other, told, relations)
+        believed = {**believed, NONE: believed[NONE] + believed[SAME], SAME: 0.0}
+    return _View(other, believed, told, judged)
 
 
-def chances(seen: Mapping[str, float], odds: Mapping[str, float], policy: Policy) -> dict[str, float]:
-    """Probabilities of none, same, changes and retracts from the signals and the model's log-odds."""
+def chances(
+    seen: Mapping[str, float], odds: Mapping[str, float], policy: Policy, judged: Mapping[str, float] | None = None
+) -> dict[str, float]:
+    """Probabilities of none, same, changes and retracts from the signals and the log-odds of generator and judge."""
     totals = {NONE: 0.0}
     for name in _OPS:
         weights = policy.weights[name]
         total = sum(weight * seen.get(signal, 0.0) for signal, weight in weights.items())
         totals[name] = policy.signal_scale * total + policy.label_weights[name] * odds[name] + policy.offsets[name]
+        if judged is not None and policy.judge_weights:
+            totals[name] += policy.judge_weights[name] * judged[name]
     norm = _log_sum(list(totals.values()))
     return {name: math.exp(total - norm) for name, total in totals.items()}
 
@@ -263,11 +289,12 @@ def _judged(
 
 
 def _stale(view: _View, fact: Fact, policy: Policy) -> bool:
-    """Whether a change makes this memory stale besides the one it replaces, by the model's own word."""
-    if not view.relations or not policy.paraphrases or _outranked(fact, view.neighbour):
+    """Whether a change makes this memory stale besides the one it replaces, by the models' own word."""
+    if not view.told or not policy.paraphrases or _outranked(fact, view.neighbour):
         return False
-    ended = max(view.relations[Relation.CHANGES], view.relations[Relation.RETRACTS])
-    kept = max(score for r, score in view.relations.items() if r not in (Relation.CHANGES, Relation.RETRACTS))
+    said = {relation: score + view.judged.get(relation, 0.0) for relation, score in view.told.items()}
+    ended = max(said[Relation.CHANGES], said[Relation.RETRACTS])
+    kept = max(score for r, score in said.items() if r not in (Relation.CHANGES, Relation.RETRACTS))
     sure = view.chances[CHANGES] + view.chances[RETRACTS]
     return ended > kept and sure >= max(_STALE_MIN, policy.accept[CHANGES])
 
@@ -394,10 +421,11 @@ def _beside(fact: Fact, view: _View) -> Decision:
 
 
 def _refines(fact: Fact, view: _View, policy: Policy) -> bool:
-    """Whether the old details stay true: no sign of a conflict, and what the model says, by its weight."""
+    """Whether the old details stay true: no sign of a conflict, and what the models say, by their weight."""
     told = 0.0
-    if view.relations:
-        told = policy.label_weights[CHANGES] * (view.relations[Relation.REFINES] - view.relations[Relation.CHANGES])
+    for weights, said in ((policy.label_weights, view.told), (policy.judge_weights, view.judged)):
+        if said and weights:
+            told += weights[CHANGES] * (said[Relation.REFINES] - said[Relation.CHANGES])
     return told + (-1.0 if relate.conflicts(fact.text, view.neighbour.text) else 1.0) > 0
 
 

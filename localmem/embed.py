@@ -1,7 +1,8 @@
-"""Text to unit vectors. The only importer of onnxruntime and tokenizers, both loaded at the first text.
+"""The ONNX models: text to unit vectors, and the judge of how two texts stand to each other.
 
-A text's vector never depends on the texts beside it: the graph scales each token's activations on their own
-(scripts/build_embedder.py), and a batch holds only texts of equal token count, so there is no padding.
+The only importer of onnxruntime and tokenizers, both loaded at the first text. A result never depends on the texts
+beside it: the graphs scale each token's activations on their own (scripts/minilm_onnx.py), and a batch holds only
+texts of equal token count, so there is no padding.
 """
 
 from __future__ import annotations
@@ -10,13 +11,14 @@ import os
 import threading
 import warnings
 import weakref
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
 from localmem import artifacts
 from localmem.errors import ClosedError, InstallationError, InvalidInputError, InvalidTypeError, ModelFileError
+from localmem.types import Relation
 
 if TYPE_CHECKING:
     from localmem.types import Vector, Vectors
@@ -25,6 +27,13 @@ BATCH_TOKENS = 512  # 256 to 2048 are equally fast on 2 cores; this one adds som
 THREADS_MAX = 4
 _CHARS_FIRST = 4_000  # of a long text: mostly enough to fill the 256 tokens
 _WORD_CHARS_MAX = 100  # tokenizer.json, max_input_chars_per_word: a longer word is one token
+JUDGED = (
+    Relation.COEXISTS,
+    Relation.SAME,
+    Relation.REFINES,
+    Relation.CHANGES,
+    Relation.RETRACTS,
+)  # the judge's outputs
 _TALKATIVE = (1, 29)  # onnxruntime from this version on sends telemetry from native code
 
 
@@ -34,51 +43,17 @@ class _Loaded:
     tokenizer: Any
 
 
-class OnnxEmbedder:
-    """all-MiniLM-L6-v2 in int8; reads the first 256 tokens of a text. Thread-safe; loads again in a forked child.
+class _OnnxModel:
+    """A graph with its tokenizer: loaded at the first use, thread-safe, loaded again in a forked child."""
 
-    ``threads``: within one batch; None: the cores this process may use, at most 4.
-    Making one is cheap; it raises ModelNotFoundError or ModelFileError when the model's files are not right.
-    """
-
-    def __init__(self, files: artifacts.EmbedderFiles | None = None, *, threads: int | None = None) -> None:
+    def __init__(self, files: artifacts.OnnxFiles, threads: int | None) -> None:
         if threads is not None and (isinstance(threads, bool) or not isinstance(threads, int) or threads < 1):
             raise InvalidInputError(f"threads must be a whole number of at least 1 or None, not {threads!r}")
-        self._files = files or artifacts.embedder_files()
+        self._files = files
         self._threads = threads or _cores()
         self._lock = threading.Lock()
         self._loaded: _Loaded | None = None
         self._closed = False
-
-    @property
-    def id(self) -> str:
-        return self._files.entry.name
-
-    @property
-    def dim(self) -> int:
-        return self._files.entry.dim
-
-    @property
-    def sha256(self) -> str:
-        return self._files.entry.model.sha256
-
-    def embed_query(self, text: str) -> Vector:
-        """The unit vector of one text, float32, shape (dim,). Blank text: InvalidInputError."""
-        _check_text(text, "text")
-        vector: Vector = self._vectors([text])[0]
-        return vector
-
-    def embed_passages(self, texts: Sequence[str]) -> Vectors:
-        """One float32 row per text in the order given, shape (len(texts), dim), unit length.
-
-        Blank text: InvalidInputError, naming its position. No texts: shape (0, dim).
-        """
-        if isinstance(texts, str | bytes):
-            raise InvalidTypeError(f"texts must be a sequence of str, not one {type(texts).__name__}")
-        texts = list(texts)
-        for position, text in enumerate(texts):
-            _check_text(text, f"texts[{position}]")
-        return self._vectors(texts)
 
     def close(self) -> None:
         """Free the model. Later calls raise ClosedError; closing twice is fine."""
@@ -86,26 +61,13 @@ class OnnxEmbedder:
             self._closed = True
             self._loaded = None
 
-    def _vectors(self, texts: list[str]) -> Vectors:
-        import numpy as np
-
-        vectors = np.empty((len(texts), self.dim), np.float32)
-        if not texts:
-            return vectors
-        loaded = self._model()
-        tokens = [_token_ids(loaded.tokenizer, text) for text in texts]
-        for batch in _batches([len(ids) for ids in tokens]):
-            rows = np.array([tokens[position] for position in batch], np.int64)
-            vectors[batch] = loaded.session.run(None, {"input_ids": rows})[0]
-        return vectors
-
     def _model(self) -> _Loaded:
         loaded = self._loaded
         if loaded is not None:
             return loaded
         with self._lock:
             if self._closed:
-                raise ClosedError("the embedder was closed; make a new one")
+                raise ClosedError(f"the {self._files.entry.name} model was closed; make a new one")
             if self._loaded is None:
                 _watch_forks()
                 _loaded_here.add(self)
@@ -143,13 +105,108 @@ class OnnxEmbedder:
         return _Loaded(session, tokenizer)
 
 
+class OnnxEmbedder(_OnnxModel):
+    """all-MiniLM-L6-v2 in int8; reads the first 256 tokens of a text. Thread-safe; loads again in a forked child.
+
+    ``threads``: within one batch; None: the cores this process may use, at most 4.
+    Making one is cheap; it raises ModelNotFoundError or ModelFileError when the model's files are not right.
+    """
+
+    def __init__(self, files: artifacts.EmbedderFiles | None = None, *, threads: int | None = None) -> None:
+        self._entry = (files := files or artifacts.embedder_files()).entry
+        super().__init__(files, threads)
+
+    @property
+    def id(self) -> str:
+        return self._entry.name
+
+    @property
+    def dim(self) -> int:
+        return self._entry.dim
+
+    @property
+    def sha256(self) -> str:
+        return self._entry.model.sha256
+
+    def embed_query(self, text: str) -> Vector:
+        """The unit vector of one text, float32, shape (dim,). Blank text: InvalidInputError."""
+        _check_text(text, "text")
+        vector: Vector = self._vectors([text])[0]
+        return vector
+
+    def embed_passages(self, texts: Sequence[str]) -> Vectors:
+        """One float32 row per text in the order given, shape (len(texts), dim), unit length.
+
+        Blank text: InvalidInputError, naming its position. No texts: shape (0, dim).
+        """
+        if isinstance(texts, str | bytes):
+            raise InvalidTypeError(f"texts must be a sequence of str, not one {type(texts).__name__}")
+        texts = list(texts)
+        for position, text in enumerate(texts):
+            _check_text(text, f"texts[{position}]")
+        return self._vectors(texts)
+
+    def _vectors(self, texts: list[str]) -> Vectors:
+        import numpy as np
+
+        vectors = np.empty((len(texts), self.dim), np.float32)
+        if not texts:
+            return vectors
+        loaded = self._model()
+        tokens = [_token_ids(loaded.tokenizer, text) for text in texts]
+        for batch in _batches([len(ids) for ids in tokens]):
+            rows = np.array([tokens[position] for position in batch], np.int64)
+            vectors[batch] = loaded.session.run(None, {"input_ids": rows})[0]
+        return vectors
+
+
+class OnnxJudge(_OnnxModel):
+    """Reads a new text and a known one together and says how they stand (a cross-encoder: one MiniLM for both).
+
+    Trained by scripts/train/train_judge.py; reads the first 128 tokens of both. ``threads``: as of the embedder.
+    """
+
+    def __init__(self, files: artifacts.JudgeFiles, *, threads: int | None = None) -> None:
+        self._entry = files.entry
+        super().__init__(files, threads)
+
+    @property
+    def id(self) -> str:
+        return self._entry.name
+
+    def relations(self, pairs: Sequence[tuple[str, str]]) -> list[Mapping[Relation, float]]:
+        """The log-probability of each relation for each (new text, known text); their exponentials sum to 1."""
+        import numpy as np
+
+        if not pairs:
+            return []
+        loaded = self._model()
+        codes = [loaded.tokenizer.encode(*pair) for pair in pairs]
+        scores = np.empty((len(pairs), len(JUDGED)), np.float64)
+        for batch in _batches([len(code.ids) for code in codes]):
+            given = {
+                "input_ids": np.array([codes[position].ids for position in batch], np.int64),
+                "token_type_ids": np.array([codes[position].type_ids for position in batch], np.int64),
+            }
+            scores[batch] = loaded.session.run(None, given)[0]
+        scores -= np.logaddexp.reduce(scores, axis=1, keepdims=True)
+        return [dict(zip(JUDGED, row, strict=True)) for row in scores.tolist()]
+
+
+@cache
+def default_judge() -> OnnxJudge | None:
+    """The packaged judge, one for all Memory objects of the process; None where the package has none."""
+    files = artifacts.judge_files()
+    return OnnxJudge(files) if files else None
+
+
 @cache
 def default_embedder() -> OnnxEmbedder:
     """The packaged embedder, one for all Memory objects of the process, so that the model is loaded once."""
     return OnnxEmbedder()
 
 
-_loaded_here: weakref.WeakSet[OnnxEmbedder] = weakref.WeakSet()
+_loaded_here: weakref.WeakSet[_OnnxModel] = weakref.WeakSet()
 
 
 @cache  # once for each process
@@ -159,8 +216,8 @@ def _watch_forks() -> None:
 
 
 def _after_fork_in_child() -> None:
-    for embedder in list(_loaded_here):
-        embedder._leave_parent()
+    for model in list(_loaded_here):
+        model._leave_parent()
 
 
 def _onnxruntime() -> Any:

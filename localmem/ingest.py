@@ -38,6 +38,7 @@ from localmem.types import (
     Fact,
     Generator,
     Instant,
+    Judge,
     Message,
     Neighbour,
     Op,
@@ -61,6 +62,7 @@ class Engine:
     store: Store
     embedder: Embedder
     generator: Callable[[], Generator]  # opened on first use
+    judge: Judge | None
     clock: Callable[[], Instant]
     limits: Limits
 
@@ -199,10 +201,12 @@ def _reconcile(
         snapshot, near = _look_around(engine, episode, facts, vectors)
         decisions = [
             _with_core(decision)
-            for decision in decide_all(generator, facts, near, changeable=lambda n: _may_change(episode.scope, n))
+            for decision in decide_all(
+                generator, facts, near, judge=engine.judge, changeable=lambda n: _may_change(episode.scope, n)
+            )
         ]
         vectors |= _embed(engine, [text for d in decisions if (text := d.text) and text not in vectors])
-        plan = replace(_plan(episode, decisions, found, vectors, snapshot, generator), suppress=suppress)
+        plan = replace(_plan(engine, episode, decisions, found, vectors, snapshot), suppress=suppress)
         try:
             changes = engine.store.apply(plan, engine.clock())
         except OwnerMovedError:
@@ -255,13 +259,14 @@ def _may_change(scope: Scope, neighbour: Neighbour) -> bool:
 
 
 def _plan(
+    engine: Engine,
     episode: EpisodeRecord,
     decisions: Sequence[Decision],
     found: Extraction,
     vectors: Mapping[str, Vector],
     snapshot: Snapshot,
-    generator: Generator,
 ) -> Plan:
+    judge = {"judge": engine.judge.id} if engine.judge else {}
     refused = tuple(
         Decision(fact, Op.NOOP, guards=guards, unsupported=True, reason="unsupported", confidence=0.0)
         for fact, guards in found.unsupported
@@ -276,7 +281,7 @@ def _plan(
         snapshot=snapshot,
         metadata=episode.metadata,
         expires_at=episode.expires_at,
-        fingerprint={**generator.fingerprint(), **found.fingerprint},
+        fingerprint={**engine.generator().fingerprint(), **found.fingerprint, **judge},
         log=True,
     )
 
@@ -430,7 +435,7 @@ def _meant(
     near = [n for n in candidates if n.cosine >= FORGET_ASKED_COSINE or rank.coverage(request.query, n.text) > 0]
     near = near[:FORGET_ASKED_MAX]
     try:
-        wanted = wishes.meant(generator, asked, [n.text for n in near])
+        wanted = wishes.meant(generator, asked, [n.text for n in near], engine.judge)
     except (MissingExtraError, ModelNotFoundError):  # plain words need no model
         wanted = [_is_meant(request.query, n.text, n.cosine) for n in near]
     return [n for n, yes in zip(near, wanted, strict=True) if yes]

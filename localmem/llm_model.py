@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
 REPLY_TOKENS_MIN = 16  # a prompt that leaves less room than this is refused
 _BATCH_TOKENS = 512
+_COMMON_TOKENS_MIN = 16  # fewer are not worth a decode of their own
 _PARALLEL = 8  # prompts scored in one decode
 _PREFIXES_MAX = 4  # kept KV states of shared prompt parts
 _PREFIX_BYTES_MAX = 256 * 2**20  # all of them together
@@ -305,18 +306,22 @@ class NativeModel:
         return [scores[place] for place in range(len(prompts))]
 
     def _last_logits(self, encoded: Sequence[_Encoded]) -> list[Logits]:
-        """The logits after each prompt. They share one prefix; more than one is evaluated in a single decode."""
+        """The logits after each prompt. They share one prefix; what else all begin with is evaluated once, then the
+        rest of each in a single decode."""
         if len(encoded) == 1:
             self.evaluate(encoded[0])
             return [self.logits(-1)]
         prefix = encoded[0].prefix
+        common = _common([code.rest for code in encoded])
         self._hold_prefix(prefix)
+        self._decode(common, len(prefix))
+        start = len(prefix) + len(common)
         rows: list[tuple[int, int, int, bool]] = []
         ends: list[int] = []
         for sequence, code in enumerate(encoded, start=1):
             self.lib.llama_memory_seq_cp(self.memory, 0, sequence, 0, -1)
-            last = len(code.rest) - 1
-            rows += [(token, len(prefix) + at, sequence, at == last) for at, token in enumerate(code.rest)]
+            rest = code.rest[len(common) :]
+            rows += [(token, start + at, sequence, at == len(rest) - 1) for at, token in enumerate(rest)]
             ends.append(len(rows) - 1)
         try:
             self._submit(iter(rows))
@@ -431,6 +436,14 @@ def _groups(encoded: Sequence[_Encoded], context_tokens: int) -> Iterator[list[i
                 group = []
             group.append(place)
         yield group
+
+
+def _common(sequences: Sequence[tuple[int, ...]]) -> tuple[int, ...]:
+    """What all begin with, one token short of the shortest; nothing where that would save too little."""
+    longest = min(map(len, sequences)) - 1
+    first = sequences[0]
+    size = next((i for i in range(longest) if len({one[i] for one in sequences}) > 1), longest)
+    return first[:size] if size * (len(sequences) - 1) >= _COMMON_TOKENS_MIN else ()
 
 
 def _log_softmax(values: Logits) -> tuple[float, ...]:

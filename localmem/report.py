@@ -28,11 +28,12 @@ from typing import Any, TypeVar
 from localmem import __version__, artifacts, config, dates, llm, words
 from localmem.config import Limits
 from localmem.decide import decide_all
+from localmem.embed import default_judge
 from localmem.errors import GeneratorError, InstallationError, InvalidInputError
 from localmem.extract import ExtractContext, Extraction, extract, reading_of
 from localmem.llm_model import check_gguf
 from localmem.memory import Memory
-from localmem.types import Decision, Embedder, Fact, Generator, Instant, Message, Neighbour, Op, Prompt
+from localmem.types import Decision, Embedder, Fact, Generator, Instant, Judge, Message, Neighbour, Op, Prompt
 from localmem.wishes import request_in
 
 MATCH_F1 = 0.6  # token F1 from which a fact is the gold one
@@ -175,7 +176,7 @@ def extracted(generator: Generator, row: Row) -> Extraction:
     )
 
 
-def decided(generator: Generator | None, embedder: Embedder, row: Row) -> Decision:
+def decided(generator: Generator | None, embedder: Embedder, row: Row, *, judge: Judge | None = None) -> Decision:
     """What is decided about one case's fact beside its neighbours. Raises GeneratorError."""
     vectors = embedder.embed_passages([row["fact"], *(old["text"] for old in row["existing"])])
     near = [
@@ -183,7 +184,7 @@ def decided(generator: Generator | None, embedder: Embedder, row: Row) -> Decisi
         for i, old in enumerate(row["existing"])
     ]
     fact = Fact(row["fact"], event_at=dates.parse_instant(row["at"]))
-    return decide_all(generator, [fact], [near])[0]
+    return decide_all(generator, [fact], [near], judge=judge)[0]
 
 
 def hears_request(generator: Generator | None, row: Row) -> bool:
@@ -437,7 +438,7 @@ def _measure_extraction(generator: Generator, rows: Sequence[Row], work: _Work) 
 
 def _measure_decisions(generator: Generator, embedder: Embedder, rows: Sequence[Row], work: _Work) -> None:
     for row in rows:
-        decision = work.tried(partial(decided, generator, embedder, row))
+        decision = work.tried(partial(decided, generator, embedder, row, judge=default_judge()))
         work.counts += decide_counts(row, decision)
         work.failed["decide"] += decision is None
         work.step("decisions")

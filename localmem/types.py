@@ -255,6 +255,15 @@ class Embedder(Protocol):
 
 
 @runtime_checkable
+class Judge(Protocol):
+    """Reads a new text and a known one together; gives a second opinion beside the generator's."""
+
+    @property
+    def id(self) -> str: ...
+    def relations(self, pairs: Sequence[tuple[str, str]]) -> list[Mapping[Relation, float]]: ...
+
+
+@runtime_checkable
 class Generator(Protocol):
     """A chat model. Calls are serialised inside; raises GeneratorError, never returns a malformed reply."""
 

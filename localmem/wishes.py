@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from localmem import clauses, decide, prompts, tuned
 from localmem.forget import ForgetRequest, blanked, detect, weighty
-from localmem.types import Generator, Message, Prompt, Relation, Span
+from localmem.types import Generator, Judge, Message, Prompt, Relation, Span
 
 _TOKENS_MAX = 48
 
@@ -42,16 +42,20 @@ def understood(generator: Generator, messages: Sequence[Message], recent: Sequen
     return None
 
 
-def meant(generator: Generator, request: str, texts: Sequence[str]) -> list[bool]:
-    """Which of the memories a request asks to forget, by the tuned model."""
-    bound = decide.policy_for(generator.id).meant_min
-    return [chance >= bound for chance in meant_chances(generator, request, texts)]
+def meant(generator: Generator, request: str, texts: Sequence[str], judge: Judge | None = None) -> list[bool]:
+    """Which of the memories a request asks to forget, by the tuned model and the judge."""
+    bound = decide.policy_for(generator.id, judge.id if judge else None).meant_min
+    return [chance >= bound for chance in meant_chances(generator, request, texts, judge)]
 
 
-def meant_chances(generator: Generator, request: str, texts: Sequence[str]) -> list[float]:
-    """The probability of each memory to be meant by a request."""
-    rows = decide.stance_scores(generator, [(tuned.asked(request), text) for text in texts])
-    return [math.exp(row[Relation.RETRACTS]) for row in rows]
+def meant_chances(generator: Generator, request: str, texts: Sequence[str], judge: Judge | None) -> list[float]:
+    """The probability of each memory to be meant by a request: the mean of what both models say."""
+    pairs = [(tuned.asked(request), text) for text in texts]
+    told = [math.exp(row[Relation.RETRACTS]) for row in decide.stance_scores(generator, pairs)]
+    if judge is None:
+        return told
+    judged = [math.exp(row[Relation.RETRACTS]) for row in judge.relations(pairs)]
+    return [(a + b) / 2 for a, b in zip(told, judged, strict=True)]
 
 
 def wished(generator: Generator, prompt: Prompt) -> float:

@@ -35,12 +35,12 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 from fit_rules import CALIBRATE, TEST, read
 
 from localmem import report, wishes
-from localmem.embed import default_embedder
+from localmem.embed import default_embedder, default_judge
 from localmem.errors import GeneratorError
 from localmem.extract import Extraction
 from localmem.llm import LlamaGenerator
 from localmem.report import Measure, share
-from localmem.types import Decision, Embedder, Generator, Op
+from localmem.types import Decision, Embedder, Generator, Judge, Op
 
 __all__ = ["PARTS", "share"]  # also what scripts/eval_recall.py takes from here
 
@@ -98,12 +98,14 @@ def _show_facts(row: Row, result: Extraction, show: Show) -> None:
     show("  refused", *((fact.text, guards) for fact, guards in result.unsupported), sep="\n    ")
 
 
-def measure_decide(generator: Generator | None, embedder: Embedder, row: Row, show: Show | None) -> Counts:
+def measure_decide(
+    generator: Generator | None, embedder: Embedder, judge: Judge | None, row: Row, show: Show | None
+) -> Counts:
     """What one row's decision came to; of a request to forget, what it takes (nothing is measured without a model)."""
     if "request" in row:
-        return _measure_meant(generator, row, show) if generator is not None else collections.Counter()
+        return _measure_meant(generator, judge, row, show) if generator is not None else collections.Counter()
     try:
-        decision = report.decided(generator, embedder, row)
+        decision = report.decided(generator, embedder, row, judge=judge)
     except GeneratorError as error:
         _told(row, error)
         return report.decide_counts(row, None)
@@ -112,10 +114,10 @@ def measure_decide(generator: Generator | None, embedder: Embedder, row: Row, sh
     return report.decide_counts(row, decision)
 
 
-def _measure_meant(generator: Generator, row: Row, show: Show | None) -> Counts:
+def _measure_meant(generator: Generator, judge: Judge | None, row: Row, show: Show | None) -> Counts:
     gold, failed = set(row["targets"]), 0
     try:
-        wanted = wishes.meant(generator, row["request"], [old["text"] for old in row["existing"]])
+        wanted = wishes.meant(generator, row["request"], [old["text"] for old in row["existing"]], judge)
     except GeneratorError as error:
         _told(row, error)
         wanted, failed = [], 1
@@ -203,7 +205,7 @@ def main() -> None:
     if given.phase == "extract":
         measure = functools.partial(measure_extract, generator)
     else:
-        measure = functools.partial(measure_decide, generator, default_embedder())
+        measure = functools.partial(measure_decide, generator, default_embedder(), default_judge())
     show = functools.partial(print, file=sys.stderr if given.json else sys.stdout)
     total: Counts = collections.Counter()
     by: dict[str, Counts] = {}

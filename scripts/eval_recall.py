@@ -24,7 +24,7 @@ from fit_rules import read
 from localmem import Memory, dates, store_pools
 from localmem.config import Limits
 from localmem.decide import decide_all
-from localmem.embed import default_embedder
+from localmem.embed import default_embedder, default_judge
 from localmem.llm import LlamaGenerator
 from localmem.types import Fact, Generator, Op, Scope
 
@@ -49,7 +49,7 @@ def measure(rows: Sequence[Row], generator: Generator | None, counts: dict[str, 
             wanted = {row["existing"][target]["text"] for target in row["targets"]}
             counts["targets"] += len(wanted)
             counts["seen"] += len(wanted & {other.text for other in near})
-            decision = decide_all(generator, [Fact(row["fact"], event_at=at)], [near])[0]
+            decision = decide_all(generator, [Fact(row["fact"], event_at=at)], [near], judge=default_judge())[0]
             counts["rows"] += 1
             counts["right"] += decision.op.value == row["op"]
             hit = {other.text for other in decision.targets} <= wanted

@@ -109,6 +109,7 @@ def follow_decide(
     generator: Generator,
     facts: Sequence[Fact],
     near: Sequence[Sequence[Neighbour]],
+    judge: object = None,
     changeable: Callable[[Neighbour], bool] | None = None,
 ) -> list[Decision]:
     """In place of decide_all(): what each fact's own line says."""

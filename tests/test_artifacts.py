@@ -118,6 +118,10 @@ def test_shipped_manifest_names_complete_entries(monkeypatch: pytest.MonkeyPatch
     pins = [known.embedder.model, known.embedder.tokenizer, known.generator.model, known.generator.wheel]
     assert all(len(pin.sha256) == 64 and pin.bytes > 1000 for pin in pins)
     artifacts.embedder_files().check()
+    judge = artifacts.judge_files()
+    assert judge is not None
+    judge.check()
+    assert judge.entry.licence == "Apache-2.0"
 
 
 def test_missing_manifest_names_each_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -495,3 +499,26 @@ def test_adapter_is_checked_against_the_manifest(listed: Path) -> None:
     (listed / "adapter" / "localmem-x.gguf").unlink()
     with pytest.raises(ModelNotFoundError, match="reinstall"):
         artifacts.adapter_path()
+
+
+def test_judge_is_listed_and_checked(listed: Path) -> None:
+    assert artifacts.judge_files() is None  # this manifest names none
+    data = b"onnx judge"
+    (listed / "judge").mkdir()
+    (listed / "judge" / "j.onnx").write_bytes(data)
+    with (listed / manifest.MANIFEST).open("a") as file:
+        file.write('[judge]\nname = "wise"\ntokens_max = 8\nlicence = "L"\nsource = "S"\n')
+        file.write(f"[judge.model]\n{pinned('judge/j.onnx', data)}")
+    manifest._read_manifest.cache_clear()
+    files = artifacts.judge_files()
+    assert files is not None
+    files.check()
+    assert (files.entry.name, files.tokenizer) == ("wise", listed / "embedder" / "t.json")
+    assert [(s.name, s.kind, s.bytes) for s in artifacts.list_models()][1] == ("wise", "judge", len(data))
+    (listed / "judge" / "j.onnx").write_bytes(b"onnx fudge")
+    assert [s.sha256_ok for s in artifacts.verify() if s.kind == "judge"] == [False]
+    with pytest.raises(ModelFileError, match="expected"):
+        files.check()
+    (listed / "judge" / "j.onnx").unlink()
+    with pytest.raises(ModelNotFoundError, match="reinstall"):
+        artifacts.judge_files()

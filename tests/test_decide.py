@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 import pytest
 
-from localmem import prompts, relate
+from localmem import artifacts, prompts, relate
 from localmem.config import Limits
 from localmem.decide import Policy, chances, decide, decide_all, label_odds, policy_for, same_words
 from localmem.extract import ExtractContext, extract
@@ -184,6 +184,54 @@ class TestPolicy:
         policy = replace(policy_for("scripted"), calibrated=True)
         known = neighbour("User's sister is a baker", 0.35)
         assert decide(generator, Fact("User is learning Greek"), [known], policy=policy).op is Op.ADD
+
+
+class SureJudge:
+    """Says the same of every pair."""
+
+    id = "sure"
+
+    def __init__(self, relation: Relation) -> None:
+        self.relation = relation
+        self.asked: list[tuple[str, str]] = []
+
+    def relations(self, pairs: Sequence[tuple[str, str]]) -> list[Mapping[Relation, float]]:
+        self.asked += pairs
+        told = (Relation.COEXISTS, Relation.SAME, Relation.REFINES, Relation.CHANGES, Relation.RETRACTS)
+        return [{one: -0.01 if one is self.relation else -6.0 for one in told} for _ in pairs]
+
+
+class TestJudge:
+    FACT, KNOWN = Fact("User lives in Linz now"), (neighbour("User lives in Graz"),)
+
+    def with_weight(self, weight: float) -> Policy:
+        return replace(policy_for("scripted"), judge_weights=dict.fromkeys(("same", "changes", "retracts"), weight))
+
+    def test_its_word_is_weighed_beside_the_generators(self) -> None:
+        generator, judge = saying(Relation.COEXISTS, sure=2.0), SureJudge(Relation.CHANGES)
+        alone = decide(generator, self.FACT, self.KNOWN, policy=self.with_weight(0.0))
+        both = decide(generator, self.FACT, self.KNOWN, judge=judge, policy=self.with_weight(1.5))
+        assert (alone.op, both.op) == (Op.ADD, Op.UPDATE)
+        assert judge.asked == [("User lives in Linz now", "User lives in Graz")]
+
+    def test_disagreement_about_a_memory_leaves_it(self) -> None:
+        judge = SureJudge(Relation.COEXISTS)
+        decision = decide(saying(Relation.CHANGES, sure=3.0), self.FACT, self.KNOWN, judge=judge,
+                          policy=self.with_weight(1.5))  # fmt: skip
+        assert decision.op is Op.ADD
+
+    def test_it_is_not_asked_where_it_counts_nothing(self) -> None:
+        judge = SureJudge(Relation.RETRACTS)
+        assert decide(saying(Relation.CHANGES), self.FACT, self.KNOWN, judge=judge).op is Op.UPDATE
+        assert judge.asked == []
+
+    def test_numbers_fitted_with_a_judge_are_for_that_judge_only(self) -> None:
+        tuned = "llama:base+localmem-x"
+        packaged = artifacts.manifest().judge
+        assert packaged is not None
+        assert policy_for(tuned, packaged.name).judge_weights
+        assert not policy_for(tuned, "another").judge_weights
+        assert not policy_for(tuned).judge_weights
 
 
 @pytest.mark.model

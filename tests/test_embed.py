@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 
 from localmem import artifacts, embed
-from localmem.embed import OnnxEmbedder, default_embedder
+from localmem.embed import JUDGED, OnnxEmbedder, OnnxJudge, default_embedder, default_judge
 from localmem.errors import (
     ClosedError,
     InstallationError,
@@ -28,7 +28,7 @@ from localmem.errors import (
     ModelNotFoundError,
 )
 from localmem.manifest import MANIFEST
-from localmem.types import Embedder
+from localmem.types import Embedder, Judge, Relation
 
 ROOT = Path(__file__).resolve().parent.parent
 REFERENCE = ROOT / "tests" / "data" / "embedder_reference.json"  # made by scripts/build_embedder.py
@@ -316,3 +316,65 @@ def test_altered_model_is_refused_at_the_first_text(copied: Path) -> None:
 def test_the_copy_works(copied: Path, embedder: OnnxEmbedder) -> None:
     own = OnnxEmbedder(artifacts.embedder_files(copied))
     assert np.array_equal(own.embed_query("tea"), embedder.embed_query("tea"))
+
+
+# -------------------------------------------------------------------- the judge
+
+PAIRS = (
+    ("User lives in Porto now", "User lives in Lisbon"),
+    ("User no longer has a car", "User drives a 2009 Corsa"),
+    ("User can't eat peanuts", "User is allergic to peanuts"),
+    ("User has a parrot", "User has a dog called Bruno, nine years old"),
+    ("User asks: forget my address", "User lives at Kirkegata 4"),
+    ("word " * 300, "User lives in Lisbon"),
+)
+
+
+@pytest.fixture(scope="module")
+def judge() -> OnnxJudge:
+    found = default_judge()
+    assert found is not None
+    return found
+
+
+def test_judge_gives_probabilities_of_the_relations(judge: OnnxJudge) -> None:
+    assert isinstance(judge, Judge)
+    assert judge.relations([]) == []
+    for row in judge.relations(PAIRS):
+        assert tuple(row) == JUDGED
+        assert sum(np.exp(list(row.values()))) == pytest.approx(1.0)
+    likeliest = [max(row, key=lambda relation: row[relation]) for row in judge.relations(PAIRS[:4])]
+    assert likeliest == [Relation.CHANGES, Relation.RETRACTS, Relation.SAME, Relation.COEXISTS]
+
+
+def test_judge_reads_each_pair_alone(judge: OnnxJudge) -> None:
+    alone = [judge.relations([pair])[0] for pair in PAIRS]
+    assert judge.relations(PAIRS) == alone
+    assert judge.relations(PAIRS[::-1]) == alone[::-1]
+    turned = judge.relations([(known, new) for new, known in PAIRS[:1]])
+    assert turned != alone[:1]
+
+
+def test_judge_reloads_in_a_forked_child(judge: OnnxJudge) -> None:
+    code = f"""
+        import os
+        from localmem.embed import default_judge
+        judge = default_judge()
+        pairs = {PAIRS[:2]!r}
+        wanted = judge.relations(pairs)
+        pid = os.fork()
+        if pid == 0:
+            os._exit(0 if judge.relations(pairs) == wanted else 1)
+        print(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))
+    """
+    assert in_child(code) == "0"
+
+
+def test_closed_judge_says_so() -> None:
+    files = artifacts.judge_files()
+    assert files is not None
+    mine = OnnxJudge(files, threads=1)
+    mine.relations(PAIRS[:1])
+    mine.close()
+    with pytest.raises(ClosedError):
+        mine.relations(PAIRS[:1])

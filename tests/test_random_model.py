@@ -401,8 +401,8 @@ class RandomRun(RuleBasedStateMachine):
     def _open(self) -> Memory:
         return Memory(self.path, embedder=EMBEDDER, generator=self.generator, clock=self.clock, durability="process")
 
-    def _decide(self, generator: Any, facts: Any, near: Any, changeable: Any = None) -> list[Decision]:
-        decisions = follow_decide(generator, facts, near, changeable)
+    def _decide(self, generator: Any, facts: Any, near: Any, **options: Any) -> list[Decision]:
+        decisions = follow_decide(generator, facts, near, **options)
         self.calls.append((facts, near, decisions))
         return decisions
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import gguf
@@ -19,26 +20,36 @@ from torch.nn import functional as F
 PARTS = ("attn_q", "attn_k", "attn_v", "attn_output", "ffn_gate", "ffn_up", "ffn_down")
 
 
+@dataclass(frozen=True, slots=True)
+class Lora:
+    """Size and strength of the additions; ``dropout``: share of what enters them that is left out in training."""
+
+    rank: int
+    alpha: float
+    dropout: float = 0.0
+
+
 class LoraLinear(nn.Module):
     """``x W^T + (x A^T) B^T * scale`` for one or several stacked outputs of the same input; W is frozen.
 
     ``parts``: (GGUF tensor name, weight (out, in)) of each.
     """
 
-    def __init__(self, parts: list[tuple[str, Tensor]], rank: int, scale: float, dtype: torch.dtype) -> None:
+    def __init__(self, parts: list[tuple[str, Tensor]], lora: Lora, dtype: torch.dtype) -> None:
         super().__init__()
         self.names = [name for name, _ in parts]
-        self.scale, self.rank = scale, rank
+        self.scale, self.rank, self.dropout = lora.alpha / lora.rank, lora.rank, lora.dropout
         self.register_buffer("weight", torch.cat([weight for _, weight in parts]).to(dtype), persistent=False)
         inner = parts[0][1].shape[1]
-        self.a = nn.ParameterList(nn.Parameter(torch.empty(rank, inner)) for _ in parts)
-        self.b = nn.ParameterList(nn.Parameter(torch.zeros(weight.shape[0], rank)) for _, weight in parts)
+        self.a = nn.ParameterList(nn.Parameter(torch.empty(lora.rank, inner)) for _ in parts)
+        self.b = nn.ParameterList(nn.Parameter(torch.zeros(weight.shape[0], lora.rank)) for _, weight in parts)
         for a in self.a:
             nn.init.kaiming_uniform_(a, a=math.sqrt(5))
 
     def forward(self, x: Tensor) -> Tensor:
         frozen = F.linear(x, self.weight)
-        low = F.linear(x, torch.cat(list(self.a)).to(x.dtype)).split(self.rank, dim=-1)
+        dropped = F.dropout(x, self.dropout) if self.training and self.dropout else x
+        low = F.linear(dropped, torch.cat(list(self.a)).to(x.dtype)).split(self.rank, dim=-1)
         added = [F.linear(part, (b * self.scale).to(x.dtype)) for part, b in zip(low, self.b, strict=True)]
         return frozen + (added[0] if len(added) == 1 else torch.cat(added, dim=-1))
 
@@ -46,13 +57,13 @@ class LoraLinear(nn.Module):
 class Block(nn.Module):
     """One layer: attention and feed-forward, each behind its norm and beside its residual."""
 
-    def __init__(self, index: int, weights: dict[str, Tensor], shape: Shape, rank: int, scale: float) -> None:
+    def __init__(self, index: int, weights: dict[str, Tensor], shape: Shape, additions: Lora) -> None:
         super().__init__()
         self.shape = shape
 
         def lora(*names: str) -> LoraLinear:
             full = [f"blk.{index}.{name}.weight" for name in names]
-            return LoraLinear([(name, weights[name]) for name in full], rank, scale, shape.dtype)
+            return LoraLinear([(name, weights[name]) for name in full], additions, shape.dtype)
 
         self.qkv, self.out = lora("attn_q", "attn_k", "attn_v"), lora("attn_output")
         self.gate_up, self.down = lora("ffn_gate", "ffn_up"), lora("ffn_down")
@@ -97,16 +108,14 @@ class Shape:
 class Llama(nn.Module):
     """Token ids, shape (batch, length), to hidden states, shape (batch, length, width of the model)."""
 
-    def __init__(self, path: Path, *, rank: int, alpha: float, dtype: torch.dtype = torch.bfloat16) -> None:
+    def __init__(self, path: Path, additions: Lora, *, dtype: torch.dtype = torch.bfloat16) -> None:
         super().__init__()
         reader = gguf.GGUFReader(path)
         weights = {t.name: torch.from_numpy(_dequantised(t)) for t in reader.tensors}
-        self.shape, self.rank, self.alpha = Shape(reader, dtype), rank, alpha
+        self.shape, self.additions = Shape(reader, dtype), additions
         self.register_buffer("embedding", weights["token_embd.weight"].to(dtype), persistent=False)
         self.register_buffer("norm", weights["output_norm.weight"].float(), persistent=False)
-        self.blocks = nn.ModuleList(
-            Block(index, weights, self.shape, rank, alpha / rank) for index in range(self.shape.layers)
-        )
+        self.blocks = nn.ModuleList(Block(index, weights, self.shape, additions) for index in range(self.shape.layers))
         half = self.shape.width // 2
         self.register_buffer("frequencies", self.shape.base ** (-torch.arange(half) / half), persistent=False)
 
@@ -153,7 +162,7 @@ def write_adapter(model: Llama, path: Path) -> None:
     writer = gguf.GGUFWriter(path, "llama")
     writer.add_type("adapter")
     writer.add_string("adapter.type", "lora")
-    writer.add_float32("adapter.lora.alpha", model.alpha)
+    writer.add_float32("adapter.lora.alpha", model.additions.alpha)
     for name, a, b in model.adapter():
         writer.add_tensor(f"{name}.lora_a", a.detach().cpu().numpy().astype(np.float16))
         writer.add_tensor(f"{name}.lora_b", b.detach().cpu().numpy().astype(np.float16))

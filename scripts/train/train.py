@@ -19,7 +19,7 @@ from typing import Any
 
 import torch
 from data import CALIBRATE, Example, Tokeniser, decide_examples, extract_examples, part, read
-from llama import Llama, read_adapter, write_adapter
+from llama import Llama, Lora, read_adapter, write_adapter
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -142,7 +142,7 @@ class Run:
         self.folder.mkdir(parents=True, exist_ok=True)
         torch.manual_seed(options.seed)
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        self.model = Llama(options.base, rank=options.rank, alpha=options.alpha).to(self.device)
+        self.model = Llama(options.base, Lora(options.rank, options.alpha, options.dropout)).to(self.device)
         if options.compile:
             for block in self.model.blocks:
                 block.compile(dynamic=True)
@@ -255,6 +255,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--start", type=Path, help="state.pt of another run, or an adapter, to take the weights from")
     parser.add_argument("--rank", type=int, default=16)
     parser.add_argument("--alpha", type=float, default=32.0)
+    parser.add_argument("--dropout", type=float, default=0.0, help="of what enters the additions")
     parser.add_argument("--rate", type=float, default=6e-4)
     parser.add_argument("--b-rate", type=float, default=1.0, help="rate of B over that of A (LoRA+, arXiv:2402.12354)")
     parser.add_argument("--steps", type=int, help="at most this many, where the passes are more")
