@@ -128,7 +128,21 @@ def decide_all(
         views = [_view(fact, other, near, next(told), next(judged), policy) for other in near]
         decision = _duplicate(fact, shown) or _judged(generator, fact, views, policy, changeable)
         decisions.append(replace(decision, neighbours=tuple(shown)))
-    return decisions
+    return _without_undoing(decisions)
+
+
+def _without_undoing(decisions: Sequence[Decision]) -> list[Decision]:
+    """Of "I work at the library now, not at the shop": what one fact updates, the other does not delete."""
+    updated = {target.id for decision in decisions if decision.op is Op.UPDATE for target in decision.targets}
+    kept = []
+    for decision in decisions:
+        left = tuple(target for target in decision.targets if target.id not in updated)
+        if decision.op is Op.DELETE and len(left) < len(decision.targets):
+            decision = replace(decision, targets=left, guards=(*decision.guards, "updated"))
+            if not left:
+                decision = replace(decision, op=Op.NOOP, reason="another fact said what holds instead")
+        kept.append(decision)
+    return kept
 
 
 def same_words(a: str, b: str) -> bool:

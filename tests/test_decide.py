@@ -96,6 +96,21 @@ class TestOperations:
         assert decision.probabilities["changes"] > 0.9
         assert [other.text for other in decision.neighbours] == ["User lives in Graz"]
 
+    def test_what_one_fact_updates_another_does_not_delete(self) -> None:
+        shop, bag = neighbour("User works at a print shop"), neighbour("User has a print shop's bag")
+        facts = [Fact("User works at the library"), Fact("User no longer works at the print shop")]
+        for order in (facts, facts[::-1]):
+            model = saying(*(Relation.CHANGES if "library" in fact.text else Relation.RETRACTS for fact in order))
+            found = {d.fact.text: d for d in decide_all(model, order, [[shop], [shop]])}
+            assert found[facts[0].text].op is Op.UPDATE
+            assert (found[facts[1].text].op, found[facts[1].text].targets) == (Op.NOOP, ())
+            assert "retraction" not in found[facts[1].text].guards  # nothing is left behind for what comes later
+        both = decide_all(saying(Relation.CHANGES, Relation.RETRACTS), facts, [[shop], [shop, bag]])
+        assert [(d.op, [t.text for t in d.targets]) for d in both] == [
+            (Op.UPDATE, [shop.text]),
+            (Op.DELETE, [bag.text]),
+        ]
+
     def test_several_facts_each_with_its_own_neighbours(self) -> None:
         generator = saying(Relation.SAME, Relation.CHANGES)
         facts = [Fact("User has a pet dog"), Fact("User lives in Linz now"), Fact("User is tall")]
