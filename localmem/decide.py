@@ -16,7 +16,7 @@ from weakref import WeakKeyDictionary
 
 from localmem import forget, prompts, relate, rules, support, tuned, words
 from localmem.errors import GeneratorError
-from localmem.types import Actor, Decision, Fact, Generator, Judge, Message, Neighbour, Op, Prompt, Relation
+from localmem.types import STANCES, Actor, Decision, Fact, Generator, Judge, Message, Neighbour, Op, Prompt, Relation
 
 # The relations that call for the same operation are weighed as one.
 NONE, SAME, CHANGES, RETRACTS = "none", "same", "changes", "retracts"
@@ -27,8 +27,6 @@ _GROUPS: Mapping[str, tuple[Relation, ...]] = {
     RETRACTS: (Relation.RETRACTS,),
 }
 _OPS = {SAME: Op.NOOP, CHANGES: Op.UPDATE, RETRACTS: Op.DELETE}
-# What the labels of prompts/stance.toml mean, in their order: "other" is unrelated or beside.
-_STANCES = (Relation.COEXISTS, Relation.SAME, Relation.REFINES, Relation.CHANGES, Relation.RETRACTS)
 _MERGED_TOKENS_MAX = 64
 _STALE_MIN = 0.8  # probability from which a change takes more than one memory with it
 _SAID_SHARE_MIN, _KEPT_SHARE_MIN = 0.8, 0.8  # content words of the fact, and of a memory it refines, in the new text
@@ -203,7 +201,7 @@ def stance_scores(generator: Generator, pairs: Sequence[tuple[str, str]]) -> lis
     """The tuned model's log-score of each relation for each (new text, known text)."""
     asked = [tuned.stance_prompt(new, known) for new, known in pairs]
     rows = score_many(generator, asked, list(prompts.load("stance").labels.values()))
-    return [dict(zip(_STANCES, row, strict=True)) for row in rows]
+    return [dict(zip(STANCES, row, strict=True)) for row in rows]
 
 
 def _label_bias(generator: Generator, symbols: Sequence[str]) -> tuple[float, ...]:

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from localmem import artifacts
 from localmem.errors import ClosedError, InstallationError, InvalidInputError, InvalidTypeError, ModelFileError
-from localmem.types import Relation
+from localmem.types import STANCES, Relation
 
 if TYPE_CHECKING:
     from localmem.types import Vector, Vectors
@@ -27,13 +27,6 @@ BATCH_TOKENS = 512  # 256 to 2048 are equally fast on 2 cores; this one adds som
 THREADS_MAX = 4
 _CHARS_FIRST = 4_000  # of a long text: mostly enough to fill the 256 tokens
 _WORD_CHARS_MAX = 100  # tokenizer.json, max_input_chars_per_word: a longer word is one token
-JUDGED = (
-    Relation.COEXISTS,
-    Relation.SAME,
-    Relation.REFINES,
-    Relation.CHANGES,
-    Relation.RETRACTS,
-)  # the judge's outputs
 _TALKATIVE = (1, 29)  # onnxruntime from this version on sends telemetry from native code
 
 
@@ -182,7 +175,7 @@ class OnnxJudge(_OnnxModel):
             return []
         loaded = self._model()
         codes = [loaded.tokenizer.encode(*pair) for pair in pairs]
-        scores = np.empty((len(pairs), len(JUDGED)), np.float64)
+        scores = np.empty((len(pairs), len(STANCES)), np.float64)
         for batch in _batches([len(code.ids) for code in codes]):
             given = {
                 "input_ids": np.array([codes[position].ids for position in batch], np.int64),
@@ -190,7 +183,7 @@ class OnnxJudge(_OnnxModel):
             }
             scores[batch] = loaded.session.run(None, given)[0]
         scores -= np.logaddexp.reduce(scores, axis=1, keepdims=True)
-        return [dict(zip(JUDGED, row, strict=True)) for row in scores.tolist()]
+        return [dict(zip(STANCES, row, strict=True)) for row in scores.tolist()]
 
 
 @cache

@@ -59,6 +59,11 @@ class Relation(StrEnum):
     RETRACTS = "retracts"
 
 
+# What the labels of prompts/stance.toml and the outputs of the judge mean, in their order. The first is "other":
+# unrelated or beside.
+STANCES = (Relation.COEXISTS, Relation.SAME, Relation.REFINES, Relation.CHANGES, Relation.RETRACTS)
+
+
 @dataclass(frozen=True, slots=True)
 class Scope:
     """Whose memory. At least one id is given; the owner is the first present of user, agent, run."""

@@ -15,11 +15,10 @@ import random
 from pathlib import Path
 
 import numpy as np
-from minilm_onnx import build_judge, reference_mean, runner
+from minilm_onnx import PAIR_TOKENS_MAX, build_judge, reference_mean, runner
 
 ROOT = Path(__file__).resolve().parent.parent
 PEAKS_OF, COMPARED, SAME_MIN = 60, 600, 0.97  # pairs
-PAIR_TOKENS_MAX = 128
 
 
 def pairs_in(folder: Path) -> list[tuple[str, str]]:

@@ -33,6 +33,7 @@ WEIGHTS_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9
 TOKENIZER_SHA256 = "be50c3628f2bf5bb5e3a7f17b1f74611b2561a3a27eeab05e5aa30f411572037"
 
 LAYERS, HEADS, DIM, HEAD_DIM, INNER = 6, 12, 384, 32, 1536
+PAIR_TOKENS_MAX = 128  # what the judge reads of both texts; also in the manifest
 TOKENS_MAX = 256  # sentence_bert_config.json: max_seq_length
 EPSILON = 1e-12  # config.json: layer_norm_eps
 OPSET, IR_VERSION = 17, 8  # read by every onnxruntime the package allows

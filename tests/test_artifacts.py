@@ -482,14 +482,18 @@ def test_junk_is_refused(models: Path, tmp_path: Path) -> None:
     assert not models.exists()
 
 
+def also_listed(listed: Path, path: str, content: bytes, table: str) -> None:
+    """One more file beside the manifest, and its pin under ``table`` in it."""
+    (listed / path).parent.mkdir()
+    (listed / path).write_bytes(content)
+    with (listed / manifest.MANIFEST).open("a") as file:
+        file.write(table + pinned(path, content))
+    manifest._read_manifest.cache_clear()
+
+
 def test_adapter_is_checked_against_the_manifest(listed: Path) -> None:
     assert artifacts.adapter_path() is None  # this manifest names none
-    data = b"GGUF adapter"
-    (listed / "adapter").mkdir()
-    (listed / "adapter" / "localmem-x.gguf").write_bytes(data)
-    with (listed / manifest.MANIFEST).open("a") as file:
-        file.write(f"[generator.adapter]\n{pinned('adapter/localmem-x.gguf', data)}")
-    manifest._read_manifest.cache_clear()
+    also_listed(listed, "adapter/localmem-x.gguf", b"GGUF adapter", "[generator.adapter]\n")
     assert artifacts.adapter_path() == listed / "adapter" / "localmem-x.gguf"
     assert [status.name for status in artifacts.list_models()][1] == "localmem-x"
     (listed / "adapter" / "localmem-x.gguf").write_bytes(b"GGUF adopter")
@@ -504,12 +508,8 @@ def test_adapter_is_checked_against_the_manifest(listed: Path) -> None:
 def test_judge_is_listed_and_checked(listed: Path) -> None:
     assert artifacts.judge_files() is None  # this manifest names none
     data = b"onnx judge"
-    (listed / "judge").mkdir()
-    (listed / "judge" / "j.onnx").write_bytes(data)
-    with (listed / manifest.MANIFEST).open("a") as file:
-        file.write('[judge]\nname = "wise"\ntokens_max = 8\nlicence = "L"\nsource = "S"\n')
-        file.write(f"[judge.model]\n{pinned('judge/j.onnx', data)}")
-    manifest._read_manifest.cache_clear()
+    table = '[judge]\nname = "wise"\ntokens_max = 8\nlicence = "L"\nsource = "S"\n[judge.model]\n'
+    also_listed(listed, "judge/j.onnx", data, table)
     files = artifacts.judge_files()
     assert files is not None
     files.check()

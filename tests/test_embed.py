@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 
 from localmem import artifacts, embed
-from localmem.embed import JUDGED, OnnxEmbedder, OnnxJudge, default_embedder, default_judge
+from localmem.embed import OnnxEmbedder, OnnxJudge, default_embedder, default_judge
 from localmem.errors import (
     ClosedError,
     InstallationError,
@@ -28,7 +28,7 @@ from localmem.errors import (
     ModelNotFoundError,
 )
 from localmem.manifest import MANIFEST
-from localmem.types import Embedder, Judge, Relation
+from localmem.types import STANCES, Embedder, Judge, Relation
 
 ROOT = Path(__file__).resolve().parent.parent
 REFERENCE = ROOT / "tests" / "data" / "embedder_reference.json"  # made by scripts/build_embedder.py
@@ -341,7 +341,7 @@ def test_judge_gives_probabilities_of_the_relations(judge: OnnxJudge) -> None:
     assert isinstance(judge, Judge)
     assert judge.relations([]) == []
     for row in judge.relations(PAIRS):
-        assert tuple(row) == JUDGED
+        assert tuple(row) == STANCES
         assert sum(np.exp(list(row.values()))) == pytest.approx(1.0)
     likeliest = [max(row, key=lambda relation: row[relation]) for row in judge.relations(PAIRS[:4])]
     assert likeliest == [Relation.CHANGES, Relation.RETRACTS, Relation.SAME, Relation.COEXISTS]

@@ -29,9 +29,8 @@ from torch.nn import functional as F
 from localmem import prompts, tuned
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from minilm_onnx import read_sources
+from minilm_onnx import PAIR_TOKENS_MAX, read_sources
 
-PAIR_TOKENS_MAX = 128
 MIRRORED = {"entails": "refines", "duplicates": "same"}  # how the memory would stand to the fact, where that is sure
 
 
