@@ -34,7 +34,7 @@ from localmem.manifest import (
     REINSTALL,
     EmbedderEntry,
     GeneratorEntry,
-    JudgeEntry,
+    PairEntry,
     PinnedFile,
     Wheel,
     manifest,
@@ -51,7 +51,7 @@ _SPARE_BYTES = 20_000_000  # free space wanted beyond the files themselves
 class OnnxFiles:
     """An ONNX model on this machine; both files exist and have the right size."""
 
-    entry: EmbedderEntry | JudgeEntry
+    entry: EmbedderEntry | PairEntry
     model: Path
     tokenizer: Path
 
@@ -67,8 +67,8 @@ class EmbedderFiles(OnnxFiles):
 
 
 @dataclass(frozen=True, slots=True)
-class JudgeFiles(OnnxFiles):
-    entry: JudgeEntry
+class PairFiles(OnnxFiles):
+    entry: PairEntry
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,7 +76,7 @@ class ModelStatus:
     """One model as `list_models` and `verify` show it."""
 
     name: str
-    kind: str  # embedder, judge, adapter, generator
+    kind: str  # embedder, judge, tagger, adapter, generator
     path: Path | None  # None: not installed
     installed: bool
     bytes: int  # on disk, or to be expected when not installed
@@ -97,13 +97,19 @@ def embedder_files(folder: Path | None = None) -> EmbedderFiles:
     return EmbedderFiles(known.embedder, *_onnx_files(known.folder, known.embedder))
 
 
-def judge_files(folder: Path | None = None) -> JudgeFiles | None:
+def judge_files(folder: Path | None = None) -> PairFiles | None:
     """The judge's files beside the manifest, None where it names none. Raises like `embedder_files`."""
     known = manifest(folder)
-    return JudgeFiles(known.judge, *_onnx_files(known.folder, known.judge)) if known.judge else None
+    return PairFiles(known.judge, *_onnx_files(known.folder, known.judge)) if known.judge else None
 
 
-def _onnx_files(folder: Path, entry: EmbedderEntry | JudgeEntry) -> tuple[Path, Path]:
+def tagger_files(folder: Path | None = None) -> PairFiles | None:
+    """The tagger's files beside the manifest, None where it names none. Raises like `embedder_files`."""
+    known = manifest(folder)
+    return PairFiles(known.tagger, *_onnx_files(known.folder, known.tagger)) if known.tagger else None
+
+
+def _onnx_files(folder: Path, entry: EmbedderEntry | PairEntry) -> tuple[Path, Path]:
     paths = []
     for pinned in (entry.model, entry.tokenizer):
         path = folder / pinned.path
@@ -202,8 +208,9 @@ def _inventory(folder: Path) -> Iterator[tuple[ModelStatus, dict[Path, str]]]:
     known = manifest()
     embedder, generator = known.embedder, known.generator
     yield _onnx_status("embedder", known.folder, embedder, embedder.model, embedder.tokenizer)
-    if known.judge is not None:
-        yield _onnx_status("judge", known.folder, known.judge, known.judge.model)
+    for kind, entry in (("judge", known.judge), ("tagger", known.tagger)):
+        if entry is not None:
+            yield _onnx_status(kind, known.folder, entry, entry.model)
     if generator.adapter is not None:
         yield _adapter_status(known.folder / generator.adapter.path, generator, generator.adapter)
     base = folder / generator.model.path
@@ -218,7 +225,7 @@ def _inventory(folder: Path) -> Iterator[tuple[ModelStatus, dict[Path, str]]]:
 
 
 def _onnx_status(
-    kind: str, folder: Path, entry: EmbedderEntry | JudgeEntry, *files: PinnedFile
+    kind: str, folder: Path, entry: EmbedderEntry | PairEntry, *files: PinnedFile
 ) -> tuple[ModelStatus, dict[Path, str]]:
     parts = {folder / pinned.path: pinned.sha256 for pinned in files}
     installed = all(path.is_file() for path in parts)

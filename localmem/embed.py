@@ -1,4 +1,4 @@
-"""The ONNX models: text to unit vectors, and the judge of how two texts stand to each other.
+"""The ONNX models: text to unit vectors, the judge of how two texts stand to each other, the tagger.
 
 The only importer of onnxruntime and tokenizers, both loaded at the first text. A result never depends on the texts
 beside it: the graphs scale each token's activations on their own (scripts/minilm_onnx.py), and a batch holds only
@@ -18,10 +18,15 @@ from typing import TYPE_CHECKING, Any
 
 from localmem import artifacts
 from localmem.errors import ClosedError, InstallationError, InvalidInputError, InvalidTypeError, ModelFileError
-from localmem.types import STANCES, Relation
+from localmem.types import STANCES, TAGGED_KINDS, Relation, TaggedWord
 
 if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
     from localmem.types import Vector, Vectors
+
+    Scores = NDArray[np.float64]
 
 BATCH_TOKENS = 512  # 256 to 2048 are equally fast on 2 cores; this one adds some 30 MB while it runs
 THREADS_MAX = 4
@@ -153,13 +158,10 @@ class OnnxEmbedder(_OnnxModel):
         return vectors
 
 
-class OnnxJudge(_OnnxModel):
-    """Reads a new text and a known one together and says how they stand (a cross-encoder: one MiniLM for both).
+class _OnnxPairs(_OnnxModel):
+    """A cross-encoder: one MiniLM reads two texts together. ``threads``: as of the embedder."""
 
-    Trained by scripts/train/train_judge.py; reads the first 128 tokens of both. ``threads``: as of the embedder.
-    """
-
-    def __init__(self, files: artifacts.JudgeFiles, *, threads: int | None = None) -> None:
+    def __init__(self, files: artifacts.PairFiles, *, threads: int | None = None) -> None:
         self._entry = files.entry
         super().__init__(files, threads)
 
@@ -167,23 +169,72 @@ class OnnxJudge(_OnnxModel):
     def id(self) -> str:
         return self._entry.name
 
-    def relations(self, pairs: Sequence[tuple[str, str]]) -> list[Mapping[Relation, float]]:
-        """The log-probability of each relation for each (new text, known text); their exponentials sum to 1."""
+    def _outputs(self, pairs: Sequence[tuple[str, str]]) -> list[tuple[Any, Scores]]:
+        """(the tokenised pair, its row of the graph's output) for each pair."""
         import numpy as np
 
         if not pairs:
             return []
         loaded = self._model()
         codes = [loaded.tokenizer.encode(*pair) for pair in pairs]
-        scores = np.empty((len(pairs), len(STANCES)), np.float64)
+        found: dict[int, Scores] = {}
         for batch in _batches([len(code.ids) for code in codes]):
             given = {
                 "input_ids": np.array([codes[position].ids for position in batch], np.int64),
                 "token_type_ids": np.array([codes[position].type_ids for position in batch], np.int64),
             }
-            scores[batch] = loaded.session.run(None, given)[0]
-        scores -= np.logaddexp.reduce(scores, axis=1, keepdims=True)
-        return [dict(zip(STANCES, row, strict=True)) for row in scores.tolist()]
+            found.update(zip(batch, loaded.session.run(None, given)[0].astype(np.float64), strict=True))
+        return [(code, found[position]) for position, code in enumerate(codes)]
+
+
+class OnnxJudge(_OnnxPairs):
+    """Reads a new text and a known one together and says how they stand.
+
+    Trained by scripts/train/train_judge.py; reads the first 128 tokens of both.
+    """
+
+    def relations(self, pairs: Sequence[tuple[str, str]]) -> list[Mapping[Relation, float]]:
+        """The log-probability of each relation for each (new text, known text); their exponentials sum to 1."""
+        import numpy as np
+
+        return [
+            dict(zip(STANCES, (scores - np.logaddexp.reduce(scores)).tolist(), strict=True))
+            for _, scores in self._outputs(pairs)
+        ]
+
+
+class OnnxTagger(_OnnxPairs):
+    """Marks the words of a text that are worth keeping.
+
+    Trained by scripts/train/train_tagger.py; reads the first 256 tokens of both texts.
+    """
+
+    def tag(self, pairs: Sequence[tuple[str, str]]) -> list[list[TaggedWord]]:
+        """The words of the second text of each (what stands around it, text), in order; those not read are left out.
+
+        A word's chances to be kept are the means of its tokens', its chance to begin a fact their largest.
+        """
+        return [_tagged(code, _chances(scores)) for code, scores in self._outputs(pairs)]
+
+
+def _tagged(code: Any, chances: Scores) -> list[TaggedWord]:
+    tokens: dict[int, list[int]] = {}
+    for place, (word, segment) in enumerate(zip(code.word_ids, code.type_ids, strict=True)):
+        if segment == 1 and word is not None:
+            tokens.setdefault(word, []).append(place)
+    found = []
+    for places in tokens.values():
+        *kept, _ = chances[places].mean(axis=0).tolist()
+        begins = float(chances[places, -1].max())
+        start, end = code.offsets[places[0]][0], code.offsets[places[-1]][1]
+        found.append(TaggedWord(start, end, dict(zip(TAGGED_KINDS, kept, strict=True)), begins))
+    return found
+
+
+def _chances(scores: Scores) -> Scores:
+    import numpy as np
+
+    return 1.0 / (1.0 + np.exp(-np.clip(scores, -30, 30)))
 
 
 @cache
@@ -191,6 +242,13 @@ def default_judge() -> OnnxJudge | None:
     """The packaged judge, one for all Memory objects of the process; None where the package has none."""
     files = artifacts.judge_files()
     return OnnxJudge(files) if files else None
+
+
+@cache
+def default_tagger() -> OnnxTagger | None:
+    """The packaged tagger, one for all Memory objects of the process; None where the package has none."""
+    files = artifacts.tagger_files()
+    return OnnxTagger(files) if files else None
 
 
 @cache

@@ -4,8 +4,10 @@ The generator reads a part of the messages at a time and answers with one fact a
 malformed reply cannot occur. The evidence is not generated: it is found afterwards as an exact substring. What can't
 be found is kept apart as unsupported and never becomes a memory.
 
-A model too small for that (data: ``rules/extract.toml``) is led clause by clause: fitted weights choose the clauses
-to keep, and the model only chooses between wordings made of the person's own words, so that it can't invent.
+A small model can't do that: it mixes up who did what. localmem's own, tuned one words one thing at a time: a tagger
+marks the words worth keeping (``localmem.marks``), and the model tells each mark as a fact. Small models without that
+training (data: ``rules/extract.toml``) are led clause by clause: fitted weights choose the clauses to keep, and the
+model only chooses between wordings made of the person's own words, so that it can't invent.
 """
 
 from __future__ import annotations
@@ -15,15 +17,14 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 
-from localmem import clauses, dates, gbnf, prompts, rules, support, tuned, words
+from localmem import clauses, dates, gbnf, marks, prompts, rules, support, tuned, words
 from localmem.config import Limits
-from localmem.types import Actor, Fact, Generator, Instant, Kind, Message, Span
+from localmem.types import Actor, Fact, Generator, Instant, Kind, Message, Span, Tagger
 
 FACT_CHARS_MAX = 200
 _TUNED_RECENT_MAX = 4  # messages of context, as in training
-_TUNED_PART_TOKENS = 260  # few training messages are longer
-_END_CHARS = 240  # of the part before
-_ANSWER_WORDS_MAX = 16  # longer ones say themselves what they mean
+_NEAR_CHARS = 600  # around a mark
+_KNOWN = ("known",)  # no guard: the fact only repeats what was said before
 USER, ASSISTANT = "User", "Assistant"
 TUNED, BY_CLAUSE, WHOLE = "tuned", "clauses", "whole"
 _KINDS = {"-": Kind.SEMANTIC, "@": Kind.EPISODIC, "!": Kind.PROCEDURAL}  # the tuned model's marks
@@ -73,28 +74,30 @@ def extract(
     context: ExtractContext,
     event_at: Instant,
     limits: Limits,
+    tagger: Tagger | None = None,
 ) -> Extraction:
-    """The facts in the messages, said at ``event_at``. Raises GeneratorError when the model fails."""
+    """The facts in the messages, said at ``event_at``; the tuned model words what the ``tagger`` marks.
+
+    Raises GeneratorError when the model fails.
+    """
     reading = reading_of(generator.id)
-    shown = _shown_context(generator, context, limits)
+    fingerprint = _fingerprint(reading)
     found: list[tuple[Fact, tuple[str, ...]]] = []
-    tokens_max = min(limits.part_tokens_max, _TUNED_PART_TOKENS) if reading == TUNED else limits.part_tokens_max
-    earlier, before = shown, list[_Piece]()
-    for part in _parts(generator, tuned.heard(messages) if reading == TUNED else messages, tokens_max):
-        if reading == TUNED:
-            # What was read before of the same messages is context for what follows.
-            heard = tuple(_end_of(piece.message) for piece in reversed(before))
-            shown = replace(shown, recent=(*heard, *earlier.recent)[:_TUNED_RECENT_MAX])
-            drafts = _tuned_drafts(generator, part, shown, event_at, limits)
-            before = part
-        elif reading == BY_CLAUSE:
-            drafts = _clause_drafts(generator, part, shown)
-        else:
-            drafts = _whole_drafts(generator, part, shown, limits)
-        found.extend(_examined(draft, part, shown, event_at) for draft in drafts)
+    if reading == TUNED:
+        found += _marked_facts(generator, tagger, messages, context, event_at, limits)
+        if tagger is not None:
+            fingerprint |= {"extract_tagger": tagger.id, "extract_marks": rules.load("marks").version}
+    else:
+        shown = _shown_context(generator, context, limits)
+        for part in _parts(generator, messages, limits.part_tokens_max):
+            if reading == BY_CLAUSE:
+                drafts = _clause_drafts(generator, part, shown)
+            else:
+                drafts = _whole_drafts(generator, part, shown, limits)
+            found.extend(_examined(draft, part, shown, event_at) for draft in drafts)
     facts = _once([fact for fact, guards in found if not guards])
-    refused = [(fact, guards) for fact, guards in found if guards and guards != ("known",)]
-    return Extraction(facts, tuple(refused), _fingerprint(reading))
+    refused = [(fact, guards) for fact, guards in found if guards and guards != _KNOWN]
+    return Extraction(facts, tuple(refused), fingerprint)
 
 
 def reading_of(generator_id: str) -> str:
@@ -109,7 +112,7 @@ def reading_of(generator_id: str) -> str:
 
 def _fingerprint(reading: str) -> dict[str, str]:
     return {
-        "extract_prompt": prompts.load("facts" if reading == TUNED else "extract").version,
+        "extract_prompt": prompts.load("fact" if reading == TUNED else "extract").version,
         "extract_rules": rules.load("extract").version,
         "extract_reading": reading,
     }
@@ -246,32 +249,65 @@ def _whole_drafts(
             yield _Draft(line[2:])
 
 
-# ------------------------------------------------------------------ reading by the tuned model
+# ------------------------------------------------------------------ reading what is marked
 
 
-def _tuned_drafts(
+def _marked_facts(
     generator: Generator,
-    part: Sequence[_Piece],
+    tagger: Tagger | None,
+    messages: Sequence[Message],
     context: ExtractContext,
     event_at: Instant,
     limits: Limits,
-) -> Iterator[_Draft]:
-    said = [piece.message for piece in part]
-    reply = generator.generate(
-        tuned.facts_prompt(said, context.recent[_TUNED_RECENT_MAX - 1 :: -1], event_at),
-        grammar=prompts.grammar("facts", subjects=_tuned_subjects(said)),
-        tokens_max=limits.reply_tokens_max,
+) -> Iterator[tuple[Fact, tuple[str, ...]]]:
+    """Each mark as the tuned model tells it; where that does not pass the guards, in the words marked."""
+    recent = tuple(m for m in context.recent if m.role in _SPEAKING)[:_TUNED_RECENT_MAX]
+    context = replace(context, recent=recent)
+    kept = 0
+    for mark in marks.marked(tagger, messages, recent[0] if recent else None):
+        if kept == limits.facts_per_episode_max:
+            return
+        near = _near(messages, mark.span)
+        reply = generator.generate(
+            tuned.fact_prompt(messages, mark.span, recent[::-1], event_at),
+            grammar=prompts.grammar("fact", subjects=_tuned_subjects(messages)),
+            tokens_max=limits.reply_tokens_max,
+        )
+        if reply[:1] not in _KINDS:
+            continue
+        told = _examined(_Draft(reply[2:], mark.span, _KINDS[reply[0]]), near, context, event_at)
+        if told[1] and told[1] != _KNOWN:
+            told = _as_it_stands(mark, messages, near, context, event_at) or told
+        kept += not told[1]
+        yield told
+
+
+def _near(messages: Sequence[Message], span: Span) -> list[_Piece]:
+    """What stands around a mark, as its evidence: of its own message, and of the others."""
+    pieces = []
+    for index, message in enumerate(messages[: span.message + 2]):
+        if index >= span.message - 2 and message.role in _SPEAKING:
+            first, last = (span.start, span.end) if index == span.message else (0, 0)
+            start = max(0, first - _NEAR_CHARS)
+            pieces.append(_Piece(index, start, replace(message, content=message.content[start : last + _NEAR_CHARS])))
+    return pieces
+
+
+def _as_it_stands(
+    mark: marks.Mark, messages: Sequence[Message], near: Sequence[_Piece], context: ExtractContext, event_at: Instant
+) -> tuple[Fact, tuple[str, ...]] | None:
+    """The words marked, turned to the third person by rule; None where that is no sentence about the speaker."""
+    message, span = messages[mark.span.message], mark.span
+    text = message.content[span.start : span.end]
+    if len(text) > FACT_CHARS_MAX or "en" not in words.guess_languages(message.content[: span.end + _NEAR_CHARS]):
+        return None
+    lattice = clauses.restate(
+        text, _name(message), before=message.content[max(0, span.start - _NEAR_CHARS) : span.start]
     )
-    for line in reply.splitlines():
-        if line[:1] in _KINDS and line[1:2] == " ":
-            yield _Draft(line[2:], kind=_KINDS[line[0]])
-
-
-def _end_of(message: Message) -> Message:
-    """What a long message came to, without its beginning."""
-    text = message.content
-    end = text[-_END_CHARS:]
-    return message if len(text) <= _END_CHARS else replace(message, content=f"… {end.partition(' ')[2] or end}")
+    if not lattice or lattice[1:2] == (("says",),):
+        return None
+    found = _examined(_Draft(clauses.likeliest(lattice), span, mark.kind), near, context, event_at)
+    return None if found[1] else found
 
 
 def _tuned_subjects(said: Sequence[Message]) -> tuple[str, ...]:
@@ -335,7 +371,7 @@ def _examined(
     if not _has_content(text):
         return fact, ("empty",)
     if (span is None and _repeats(text, context)) or (draft.kind and _said_before(text, said, context)):
-        return fact, ("known",)
+        return fact, _KNOWN
     if role == "assistant" and not text.startswith(ASSISTANT):
         return fact, ("assistant_only",)
     if text.startswith(ASSISTANT) and role != "assistant":
@@ -393,25 +429,12 @@ def _evidence(
     if draft.span is not None:
         piece = part[_position(part, draft.span)]
         return draft.span, piece.message.content[draft.span.start - piece.offset : draft.span.end - piece.offset]
-    found = _own_words(text, said) if draft.kind else support.align(text, said)
-    if found is None:
-        found = _confirmation(text, said, context) or (_answer(text, said, context) if draft.kind else None)
-    if found is None and draft.kind:
-        found = support.align(text, said)
+    found = support.align(text, said) or _confirmation(text, said, context)
     if found is None:
         return None, ""
     local, quote = found
     piece = part[local.message]
     return Span(piece.index, local.start + piece.offset, local.end + piece.offset), quote
-
-
-def _own_words(text: str, said: Sequence[Message]) -> tuple[Span, str] | None:
-    """The words of people that say a fact of theirs; an assistant's echo of a short answer is no evidence."""
-    own = [
-        replace(m, content="") if m.role == "assistant" and not m.name and not text.startswith(ASSISTANT) else m
-        for m in said
-    ]
-    return support.align(text, own)
 
 
 def _position(part: Sequence[_Piece], span: Span) -> int:
@@ -435,27 +458,6 @@ def _confirmation(text: str, said: Sequence[Message], context: ExtractContext) -
     return None
 
 
-def _answer(text: str, said: Sequence[Message], context: ExtractContext) -> tuple[Span, str] | None:
-    """The short answer of a user ("the second one, since 2011") that says the fact together with its question."""
-    before = context.recent[0] if context.recent else None
-    for position, message in enumerate(said):
-        asked = said[position - 1] if position else before
-        answer = message.content.strip()
-        if message.role != "user" or asked is None or not answer or len(answer.split()) > _ANSWER_WORDS_MAX:
-            continue
-        both = Message("user", f"{asked.content} {answer}")
-        refused = _REFUSING.match(answer) is not None and _NEGATED.search(text) is None
-        if support.align(text, [both]) is not None and not refused:
-            start = message.content.index(answer)
-            return Span(position, start, start + len(answer)), answer
-    return None
-
-
-_REFUSING = re.compile(r"(?:no|nope|nah|not|nein|nicht|non|nee|não)\b", re.IGNORECASE)
-_NEGATED = re.compile(
-    r"\b(?:no|not|never|without|nicht|nie|kein\w*|pas|jamais|nunca|mai|geen|niet|nooit|não|nem)\b|n['’]t\b",
-    re.IGNORECASE,
-)
 _CONFIRMING = (
     r"(?:yes|yep|yeah|yup|right|correct|exactly|indeed|sure|of course|that's (?:it|right|the one)|true|both|all of"
     r"|ja|genau|oui|sí|si|sì|sim)\b[^\n]{0,60}"

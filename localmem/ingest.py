@@ -43,6 +43,7 @@ from localmem.types import (
     Neighbour,
     Op,
     Scope,
+    Tagger,
 )
 
 if TYPE_CHECKING:
@@ -63,6 +64,7 @@ class Engine:
     embedder: Embedder
     generator: Callable[[], Generator]  # opened on first use
     judge: Judge | None
+    tagger: Tagger | None
     clock: Callable[[], Instant]
     limits: Limits
 
@@ -193,6 +195,7 @@ def _reconcile(
         context=_context(engine, episode),
         event_at=episode.event_at,
         limits=engine.limits,
+        tagger=engine.tagger,
     )
     facts = found.facts[: engine.limits.facts_per_episode_max]
     vectors = _embed(engine, [fact.text for fact in facts])

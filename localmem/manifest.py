@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import tomllib
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 from localmem.errors import ModelFileError, ModelNotFoundError
 
@@ -36,7 +38,9 @@ class EmbedderEntry:
 
 
 @dataclass(frozen=True, slots=True)
-class JudgeEntry:
+class PairEntry:
+    """A model that reads two texts together."""
+
     name: str
     tokens_max: int  # of both texts together; what is beyond is not read
     licence: str
@@ -73,7 +77,8 @@ class Manifest:
     folder: Path  # where it lies, and the embedder with it
     embedder: EmbedderEntry
     generator: GeneratorEntry
-    judge: JudgeEntry | None = None  # gives a second opinion on decisions
+    judge: PairEntry | None = None  # gives a second opinion on decisions
+    tagger: PairEntry | None = None  # chooses among the drafts of facts
 
 
 def manifest(folder: Path | None = None) -> Manifest:
@@ -95,8 +100,9 @@ def _read_manifest(folder: Path) -> Manifest:
     try:
         table = tomllib.loads(path.read_text(encoding="utf-8"))
         embedder, generator = dict(table["embedder"]), dict(table["generator"])
-        adapter, judge = generator.pop("adapter", None), dict(table.get("judge", {}))
+        adapter = generator.pop("adapter", None)
         tokenizer = PinnedFile(**embedder.pop("tokenizer"))
+        judge, tagger = (_pair_entry(table.get(name), tokenizer) for name in ("judge", "tagger"))
         return Manifest(
             folder=folder,
             embedder=EmbedderEntry(
@@ -111,7 +117,15 @@ def _read_manifest(folder: Path) -> Manifest:
                 adapter=PinnedFile(**adapter) if adapter else None,
                 **generator,
             ),
-            judge=JudgeEntry(model=PinnedFile(**judge.pop("model")), tokenizer=tokenizer, **judge) if judge else None,
+            judge=judge,
+            tagger=tagger,
         )
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ModelFileError(f"{path} can't be understood ({type(error).__name__}: {error}); {REINSTALL}") from error
+
+
+def _pair_entry(given: Mapping[str, Any] | None, tokenizer: PinnedFile) -> PairEntry | None:
+    if not given:
+        return None
+    rest = {name: value for name, value in given.items() if name != "model"}
+    return PairEntry(model=PinnedFile(**given["model"]), tokenizer=tokenizer, **rest)

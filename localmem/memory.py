@@ -31,7 +31,7 @@ from localmem.search import INCLUDES, Question, context, search
 from localmem.shapes import Results, Shape
 from localmem.store import Store
 from localmem.store_apply import OwnerMovedError, Plan, neighbour_of, stated
-from localmem.types import Change, Decision, Embedder, Generator, Hit, Instant, Judge, MemoryRecord, Op, Scope
+from localmem.types import Change, Decision, Embedder, Generator, Hit, Instant, Judge, MemoryRecord, Op, Scope, Tagger
 
 _IDS = ("user_id", "agent_id", "run_id", "session_id")
 
@@ -468,7 +468,7 @@ class Memory(_Surface):
         except BaseException:
             database.close()
             raise
-        self._engine = Engine(store, using, self._open_generator, _default_judge(), clock or _now, chosen)
+        self._engine = Engine(store, using, self._open_generator, *_pair_models(), clock or _now, chosen)
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any] | None = None, **options: Any) -> Self:
@@ -586,10 +586,10 @@ def _now() -> Instant:
     return time.time_ns() // 1000
 
 
-def _default_judge() -> Judge | None:
-    from localmem.embed import default_judge
+def _pair_models() -> tuple[Judge | None, Tagger | None]:
+    from localmem.embed import default_judge, default_tagger
 
-    return default_judge()
+    return default_judge(), default_tagger()
 
 
 def _default_embedder() -> Embedder:

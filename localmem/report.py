@@ -28,12 +28,12 @@ from typing import Any, TypeVar
 from localmem import __version__, artifacts, config, dates, llm, words
 from localmem.config import Limits
 from localmem.decide import decide_all
-from localmem.embed import default_judge
+from localmem.embed import default_judge, default_tagger
 from localmem.errors import GeneratorError, InstallationError, InvalidInputError
 from localmem.extract import ExtractContext, Extraction, extract, reading_of
 from localmem.llm_model import check_gguf
 from localmem.memory import Memory
-from localmem.types import Decision, Embedder, Fact, Generator, Instant, Judge, Message, Neighbour, Op, Prompt
+from localmem.types import Decision, Embedder, Fact, Generator, Instant, Judge, Message, Neighbour, Op, Prompt, Tagger
 from localmem.wishes import request_in
 
 MATCH_F1 = 0.6  # token F1 from which a fact is the gold one
@@ -165,7 +165,7 @@ def message(fields: Row) -> Message:
     return Message(fields["role"], fields["content"], fields.get("name"))
 
 
-def extracted(generator: Generator, row: Row) -> Extraction:
+def extracted(generator: Generator, row: Row, *, tagger: Tagger | None = None) -> Extraction:
     """What extraction makes of one case. Raises GeneratorError."""
     return extract(
         generator,
@@ -173,6 +173,7 @@ def extracted(generator: Generator, row: Row) -> Extraction:
         context=ExtractContext(recent=tuple(message(m) for m in reversed(row.get("recent", ())))),
         event_at=dates.parse_instant(row["at"]),
         limits=Limits(),
+        tagger=tagger,
     )
 
 
@@ -429,7 +430,7 @@ def measure(
 
 def _measure_extraction(generator: Generator, rows: Sequence[Row], work: _Work) -> None:
     for row in rows:
-        result = work.tried(partial(extracted, generator, row))
+        result = work.tried(partial(extracted, generator, row, tagger=default_tagger()))
         heard = work.tried(partial(hears_request, generator, row))
         work.counts += extract_counts(row, result) + forget_counts(row, heard)
         work.failed["extract"] += result is None or heard is None

@@ -62,6 +62,8 @@ class Relation(StrEnum):
 # What the labels of prompts/stance.toml and the outputs of the judge mean, in their order. The first is "other":
 # unrelated or beside.
 STANCES = (Relation.COEXISTS, Relation.SAME, Relation.REFINES, Relation.CHANGES, Relation.RETRACTS)
+# What the first outputs of the tagger mean, in their order; the last one is whether a fact begins.
+TAGGED_KINDS = (Kind.SEMANTIC, Kind.EPISODIC, Kind.PROCEDURAL)
 
 
 @dataclass(frozen=True, slots=True)
@@ -266,6 +268,25 @@ class Judge(Protocol):
     @property
     def id(self) -> str: ...
     def relations(self, pairs: Sequence[tuple[str, str]]) -> list[Mapping[Relation, float]]: ...
+
+
+@dataclass(frozen=True, slots=True)
+class TaggedWord:
+    """A word of a text, characters [start, end), with chances in [0, 1]."""
+
+    start: int
+    end: int
+    kept: Mapping[Kind, float]  # that it belongs to a fact of this kind
+    begins: float  # that a fact begins with it
+
+
+@runtime_checkable
+class Tagger(Protocol):
+    """Reads a text beside what stands around it and says which of its words are worth keeping."""
+
+    @property
+    def id(self) -> str: ...
+    def tag(self, pairs: Sequence[tuple[str, str]]) -> list[list[TaggedWord]]: ...
 
 
 @runtime_checkable

@@ -35,12 +35,12 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 from fit_rules import CALIBRATE, TEST, read
 
 from localmem import report, wishes
-from localmem.embed import default_embedder, default_judge
+from localmem.embed import default_embedder, default_judge, default_tagger
 from localmem.errors import GeneratorError
 from localmem.extract import Extraction
 from localmem.llm import LlamaGenerator
 from localmem.report import Measure, share
-from localmem.types import Decision, Embedder, Generator, Judge, Op
+from localmem.types import Decision, Embedder, Generator, Judge, Op, Tagger
 
 __all__ = ["PARTS", "share"]  # also what scripts/eval_recall.py takes from here
 
@@ -67,12 +67,12 @@ def groups_of(row: Row, by: str) -> list[str]:
     return [next((found[1] for found in languages if found), "en")]
 
 
-def measure_extract(generator: Generator, row: Row, show: Show | None) -> Counts:
+def measure_extract(generator: Generator, tagger: Tagger | None, row: Row, show: Show | None) -> Counts:
     """What one row's facts, and its request to forget, came to."""
     counts: Counts = collections.Counter()
     result: Extraction | None = None
     try:
-        result = report.extracted(generator, row)
+        result = report.extracted(generator, row, tagger=tagger)
         if "forget" in row:
             heard = report.hears_request(generator, row)
             counts += report.forget_counts(row, heard)
@@ -194,6 +194,7 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=150, help="at most this many held-out rows")
     parser.add_argument("--show", type=int, default=0, help="print this many rows with their answers")
     parser.add_argument("--by", choices=("tag", "lang", "author"), help="the rates of each group too, largest first")
+    parser.add_argument("--unverified", action="store_true", help="extract: all that the generator writes")
     parser.add_argument("--json", action="store_true", help="one JSON object on stdout")
     given = parser.parse_args()
     if given.phase == "extract" and given.model is None:
@@ -203,7 +204,7 @@ def main() -> None:
     rows = [row for path in given.paths for row in read(path, PARTS[given.part]) if form in row]
     rows = sorted(rows, key=lambda row: hashlib.sha256(row["id"].encode()).digest())[: given.rows]
     if given.phase == "extract":
-        measure = functools.partial(measure_extract, generator)
+        measure = functools.partial(measure_extract, generator, None if given.unverified else default_tagger())
     else:
         measure = functools.partial(measure_decide, generator, default_embedder(), default_judge())
     show = functools.partial(print, file=sys.stderr if given.json else sys.stdout)

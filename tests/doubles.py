@@ -83,7 +83,13 @@ def parse(line: str) -> Line | None:
 
 
 def follow_extract(
-    generator: Generator, messages: Sequence[Message], *, context: ExtractContext, event_at: Instant, limits: Any
+    generator: Generator,
+    messages: Sequence[Message],
+    *,
+    context: ExtractContext,
+    event_at: Instant,
+    limits: Any,
+    tagger: object = None,
 ) -> Extraction:
     """In place of extract(): the facts that the messages themselves spell out. Asks the generator once."""
     said = "\n".join(message.content for message in messages)

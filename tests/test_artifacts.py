@@ -118,10 +118,10 @@ def test_shipped_manifest_names_complete_entries(monkeypatch: pytest.MonkeyPatch
     pins = [known.embedder.model, known.embedder.tokenizer, known.generator.model, known.generator.wheel]
     assert all(len(pin.sha256) == 64 and pin.bytes > 1000 for pin in pins)
     artifacts.embedder_files().check()
-    judge = artifacts.judge_files()
-    assert judge is not None
-    judge.check()
-    assert judge.entry.licence == "Apache-2.0"
+    for pair in (artifacts.judge_files(), artifacts.tagger_files()):
+        assert pair is not None
+        pair.check()
+        assert pair.entry.licence == "Apache-2.0"
 
 
 def test_missing_manifest_names_each_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -505,20 +505,22 @@ def test_adapter_is_checked_against_the_manifest(listed: Path) -> None:
         artifacts.adapter_path()
 
 
-def test_judge_is_listed_and_checked(listed: Path) -> None:
-    assert artifacts.judge_files() is None  # this manifest names none
-    data = b"onnx judge"
-    table = '[judge]\nname = "wise"\ntokens_max = 8\nlicence = "L"\nsource = "S"\n[judge.model]\n'
-    also_listed(listed, "judge/j.onnx", data, table)
-    files = artifacts.judge_files()
+@pytest.mark.parametrize("kind", ["judge", "tagger"])
+def test_models_that_read_pairs_are_listed_and_checked(listed: Path, kind: str) -> None:
+    find = {"judge": artifacts.judge_files, "tagger": artifacts.tagger_files}[kind]
+    assert find() is None  # this manifest names none
+    data = b"onnx model"
+    table = f'[{kind}]\nname = "wise"\ntokens_max = 8\nlicence = "L"\nsource = "S"\n[{kind}.model]\n'
+    also_listed(listed, "pairs/j.onnx", data, table)
+    files = find()
     assert files is not None
     files.check()
     assert (files.entry.name, files.tokenizer) == ("wise", listed / "embedder" / "t.json")
-    assert [(s.name, s.kind, s.bytes) for s in artifacts.list_models()][1] == ("wise", "judge", len(data))
-    (listed / "judge" / "j.onnx").write_bytes(b"onnx fudge")
-    assert [s.sha256_ok for s in artifacts.verify() if s.kind == "judge"] == [False]
+    assert [(s.name, s.kind, s.bytes) for s in artifacts.list_models()][1] == ("wise", kind, len(data))
+    (listed / "pairs" / "j.onnx").write_bytes(b"onnx fudge")
+    assert [s.sha256_ok for s in artifacts.verify() if s.kind == kind] == [False]
     with pytest.raises(ModelFileError, match="expected"):
         files.check()
-    (listed / "judge" / "j.onnx").unlink()
+    (listed / "pairs" / "j.onnx").unlink()
     with pytest.raises(ModelNotFoundError, match="reinstall"):
-        artifacts.judge_files()
+        find()

@@ -542,7 +542,7 @@ def test_ingest_shows_how_far_it_is_where_stderr_is_a_file(
 
 def test_models(run: Run, tmp_path: Path) -> None:
     listed = run("models", "list", "--json").json["models"]
-    assert {each["kind"] for each in listed} == {"embedder", "judge", "adapter", "generator"}
+    assert {each["kind"] for each in listed} == {"embedder", "judge", "tagger", "adapter", "generator"}
     missing = run("models", "path")
     assert missing.code == 1
     assert "localmem models install" in missing.err

@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 
 from localmem import artifacts, embed
-from localmem.embed import OnnxEmbedder, OnnxJudge, default_embedder, default_judge
+from localmem.embed import OnnxEmbedder, OnnxJudge, OnnxTagger, default_embedder, default_judge, default_tagger
 from localmem.errors import (
     ClosedError,
     InstallationError,
@@ -28,7 +28,7 @@ from localmem.errors import (
     ModelNotFoundError,
 )
 from localmem.manifest import MANIFEST
-from localmem.types import STANCES, Embedder, Judge, Relation
+from localmem.types import STANCES, TAGGED_KINDS, Embedder, Judge, Kind, Relation, Tagger
 
 ROOT = Path(__file__).resolve().parent.parent
 REFERENCE = ROOT / "tests" / "data" / "embedder_reference.json"  # made by scripts/build_embedder.py
@@ -378,3 +378,35 @@ def test_closed_judge_says_so() -> None:
     mine.close()
     with pytest.raises(ClosedError):
         mine.relations(PAIRS[:1])
+
+
+# -------------------------------------------------------------------- the tagger
+
+SAID = "what's the capital of Peru? oh, and I'm allergic to walnuts"
+AROUND = "user: assistant: Lima."
+
+
+def test_tagger_marks_the_words_worth_keeping() -> None:
+    tagger = default_tagger()
+    assert isinstance(tagger, OnnxTagger)
+    assert isinstance(tagger, Tagger)
+    assert tagger.tag([]) == []
+    [tagged] = tagger.tag([(AROUND, SAID)])
+    words = [SAID[word.start : word.end] for word in tagged]
+    assert words[:3] == ["what", "'", "s"]
+    assert words[-3:] == ["allergic", "to", "walnuts"]
+    assert all(set(word.kept) == set(TAGGED_KINDS) for word in tagged)
+    assert all(0 <= chance <= 1 for word in tagged for chance in (*word.kept.values(), word.begins))
+    kept = [max(word.kept.values()) > 0.5 for word in tagged]
+    assert kept[-3:] == [True] * 3
+    assert not any(kept[:7])
+    assert tagged[-1].kept[Kind.SEMANTIC] == max(tagged[-1].kept.values())
+
+
+def test_tagger_reads_each_text_alone() -> None:
+    tagger = default_tagger()
+    assert tagger is not None
+    pairs = [(AROUND, SAID), ("user:", "I live in Graz"), ("user:", "word " * 400), ("", "…")]
+    alone = [tagger.tag([pair])[0] for pair in pairs]
+    assert tagger.tag(pairs) == alone
+    assert len(alone[2]) < 260  # what is beyond is not read

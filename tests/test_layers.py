@@ -54,6 +54,7 @@ LAYERS = (  # top to bottom; a module may import its own layer and those below
         "forget",
         "gbnf",
         "ids",
+        "marks",
         "rules",
         "secrets",
         "support",

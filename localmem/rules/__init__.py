@@ -10,7 +10,7 @@ from functools import cache
 from importlib import resources
 from typing import Any
 
-NAMES = ("words", "secrets", "dates", "support", "forget", "clauses", "extract", "relate", "decide")
+NAMES = ("words", "secrets", "dates", "support", "marks", "forget", "clauses", "extract", "relate", "decide")
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,7 @@ from typing import Any
 from localmem import artifacts, dates, probe, prompts, tuned
 from localmem.llm import LlamaGenerator
 from localmem.probe import Answer, Case, Probe
-from localmem.types import Message
+from localmem.types import Message, Span
 
 CASES = Path(__file__).with_name("probe_cases.jsonl")
 TARGET = Path(__file__).resolve().parents[2] / "models" / probe.FILE
@@ -72,8 +72,9 @@ def case_of(row: Mapping[str, Any]) -> Case:
     """The prompt as run time would render it, its answer still open."""
     said, earlier = messages(row.get("messages", ())), messages(row.get("earlier", ()))
     subjects: tuple[str, ...] = ()
-    if row["prompt"] == "facts":
-        prompt = tuned.facts_prompt(said, earlier, dates.parse_instant(row["at"]))
+    if row["prompt"] == "fact":
+        span = marked(row["id"], said, row["marked"])
+        prompt = tuned.fact_prompt(said, span, earlier, dates.parse_instant(row["at"]))
         subjects = tuple(message.name for message in said if message.name) or ("User", "Users")
         subjects += ("Assistant",)
     elif row["prompt"] == "wish":
@@ -84,6 +85,17 @@ def case_of(row: Mapping[str, Any]) -> Case:
         prompt = tuned.reword_prompt(row["stance"], [row["known"]], row["fact"])
         subjects = tuple(sorted({subject_of(row["known"]), subject_of(row["fact"])}))
     return Case(row["id"], prompt.name, prompt.turns, subjects, Answer({}, None))
+
+
+def marked(id: str, said: Sequence[Message], words: str) -> Span:
+    """Where the words to be told stand in the last message of a person; SystemExit where they don't."""
+    people = [index for index, message in enumerate(said) if message.role == "user" or message.name]
+    if not people:
+        raise SystemExit(f"{id}: no message is a person's, so nothing in it can be marked")
+    start = said[people[-1]].content.find(words) if words else -1
+    if start < 0:
+        raise SystemExit(f"{id}: the marked words {words!r} do not stand in the last message of a person")
+    return Span(people[-1], start, start + len(words))
 
 
 def messages(rows: Any) -> list[Message]:
