@@ -24,6 +24,7 @@ from localmem.types import Actor, Fact, Generator, Instant, Kind, Message, Span,
 FACT_CHARS_MAX = 200
 _TUNED_RECENT_MAX = 4  # messages of context, as in training
 _NEAR_CHARS = 600  # around a mark
+_LEANING_WORDS_MAX = 4
 _KNOWN = ("known",)  # no guard: the fact only repeats what was said before
 USER, ASSISTANT = "User", "Assistant"
 TUNED, BY_CLAUSE, WHOLE = "tuned", "clauses", "whole"
@@ -268,8 +269,9 @@ def _marked_facts(
         if kept == limits.facts_per_episode_max:
             return
         near = _near(messages, mark.span)
+        before = recent[::-1] if _leans_back(messages, mark.span, recent) else ()
         reply = generator.generate(
-            tuned.fact_prompt(messages, mark.span, recent[::-1], event_at),
+            tuned.fact_prompt(messages, mark.span, before, event_at),
             grammar=prompts.grammar("fact", subjects=_tuned_subjects(messages)),
             tokens_max=limits.reply_tokens_max,
         )
@@ -280,6 +282,15 @@ def _marked_facts(
             told = _as_it_stands(mark, messages, near, context, event_at) or told
         kept += not told[1]
         yield told
+
+
+def _leans_back(messages: Sequence[Message], span: Span, recent: Sequence[Message]) -> bool:
+    """Whether a mark may need what was said in exchanges before: it is short, or there was a question.
+
+    Those exchanges are often about other things, and a small model takes words from them.
+    """
+    text = messages[span.message].content[span.start : span.end]
+    return len(text.split()) <= _LEANING_WORDS_MAX or any("?" in m.content for m in recent[:1])
 
 
 def _near(messages: Sequence[Message], span: Span) -> list[_Piece]:
