@@ -22,7 +22,7 @@ from localmem.config import Limits
 from localmem.types import Actor, Fact, Generator, Instant, Kind, Message, Span, Tagger
 
 FACT_CHARS_MAX = 200
-_TUNED_RECENT_MAX = 4  # messages of context, as in training
+_TUNED_RECENT_MAX = 4  # messages of earlier exchanges
 _NEAR_CHARS = 600  # around a mark
 _LEANING_WORDS_MAX = 4
 _KNOWN = ("known",)  # no guard: the fact only repeats what was said before
@@ -201,12 +201,8 @@ def _bounded(generator: Generator, text: str, tokens_max: int) -> Iterator[tuple
             yield begin, stop
 
 
-def _speaker(message: Message) -> str:
-    return message.name if message.name else message.role
-
-
 def _lines(messages: Sequence[Message]) -> str:
-    return "\n".join(f"{_speaker(m)}: {_quoted(m)}" for m in messages)
+    return "\n".join(f"{marks.speaker(m)}: {_quoted(m)}" for m in messages)
 
 
 def _quoted(message: Message) -> str:
@@ -264,6 +260,7 @@ def _marked_facts(
     """Each mark as the tuned model tells it; where that does not pass the guards, in the words marked."""
     recent = tuple(m for m in context.recent if m.role in _SPEAKING)[:_TUNED_RECENT_MAX]
     context = replace(context, recent=recent)
+    grammar = prompts.grammar("fact", subjects=_tuned_subjects(messages))
     kept = 0
     for mark in marks.marked(tagger, messages, recent[0] if recent else None):
         if kept == limits.facts_per_episode_max:
@@ -272,7 +269,7 @@ def _marked_facts(
         before = recent[::-1] if _leans_back(messages, mark.span, recent) else ()
         reply = generator.generate(
             tuned.fact_prompt(messages, mark.span, before, event_at),
-            grammar=prompts.grammar("fact", subjects=_tuned_subjects(messages)),
+            grammar=grammar,
             tokens_max=limits.reply_tokens_max,
         )
         if reply[:1] not in _KINDS:
@@ -296,8 +293,9 @@ def _leans_back(messages: Sequence[Message], span: Span, recent: Sequence[Messag
 def _near(messages: Sequence[Message], span: Span) -> list[_Piece]:
     """What stands around a mark, as its evidence: of its own message, and of the others."""
     pieces = []
-    for index, message in enumerate(messages[: span.message + 2]):
-        if index >= span.message - 2 and message.role in _SPEAKING:
+    for index in range(max(0, span.message - 2), min(len(messages), span.message + 2)):
+        message = messages[index]
+        if message.role in _SPEAKING:
             first, last = (span.start, span.end) if index == span.message else (0, 0)
             start = max(0, first - _NEAR_CHARS)
             pieces.append(_Piece(index, start, replace(message, content=message.content[start : last + _NEAR_CHARS])))
@@ -419,13 +417,9 @@ def _said_before(text: str, said: Sequence[Message], context: ExtractContext) ->
     if not names:
         return False
     wanted = support.content(text) - names
-    now = wanted & frozenset().union(*(support.content(m.content) for m in said if _is_person(m)))
-    earlier = (support.content(_statements(m.content)) for m in context.recent if _is_person(m))
+    now = wanted & frozenset().union(*(support.content(m.content) for m in said if marks.is_person(m)))
+    earlier = (support.content(_statements(m.content)) for m in context.recent if marks.is_person(m))
     return any(len(wanted & one) > len(now) for one in earlier)
-
-
-def _is_person(message: Message) -> bool:
-    return message.role == "user" or (message.role == "assistant" and bool(message.name))
 
 
 def _statements(text: str) -> str:

@@ -78,7 +78,7 @@ class Manifest:
     embedder: EmbedderEntry
     generator: GeneratorEntry
     judge: PairEntry | None = None  # gives a second opinion on decisions
-    tagger: PairEntry | None = None  # chooses among the drafts of facts
+    tagger: PairEntry | None = None  # marks the words worth keeping
 
 
 def manifest(folder: Path | None = None) -> Manifest:

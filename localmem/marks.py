@@ -64,7 +64,7 @@ def marked(tagger: Tagger | None, messages: Sequence[Message], before: Message |
 def stretches(messages: Sequence[Message], before: Message | None) -> Iterator[Stretch]:
     """What people said, cut between sentences; system messages, tools, documents and assistants are left out."""
     for index, message in enumerate(messages):
-        if message.role == "user" or (message.role == "assistant" and message.name):
+        if is_person(message):
             earlier = next((m for m in reversed(messages[:index]) if m.role != "system"), before)
             after = next((m for m in messages[index + 1 :] if m.role != "system"), None)
             for start, end in _cut(message.content):
@@ -73,15 +73,20 @@ def stretches(messages: Sequence[Message], before: Message | None) -> Iterator[S
 
 def _around(message: Message, start: int, earlier: Message | None, after: Message | None) -> str:
     said = message.content[:start][-_BEFORE_CHARS:]
-    lines = [f"{_speaker(earlier)}: {earlier.content[-_BEFORE_CHARS:]}"] if earlier and not said else []
-    lines.append(f"{_speaker(message)}: {said}")
+    lines = [f"{speaker(earlier)}: {earlier.content[-_BEFORE_CHARS:]}"] if earlier and not said else []
+    lines.append(f"{speaker(message)}: {said}")
     if after is not None:
-        lines.append(f"{_speaker(after)}: {after.content[:_AFTER_CHARS]}")
+        lines.append(f"{speaker(after)}: {after.content[:_AFTER_CHARS]}")
     return " ".join(" ".join(lines).split())
 
 
-def _speaker(message: Message) -> str:
+def speaker(message: Message) -> str:
     return message.name or message.role
+
+
+def is_person(message: Message) -> bool:
+    """A user, or the other one of two named people who talk."""
+    return message.role == "user" or (message.role == "assistant" and bool(message.name))
 
 
 def _cut(text: str) -> Iterator[tuple[int, int]]:
@@ -124,13 +129,14 @@ def marks_of(stretch: Stretch, words: Sequence[TaggedWord], *, word: float, begi
 
 
 def _mark(stretch: Stretch, run: Sequence[TaggedWord]) -> Iterator[Mark]:
-    start, end = run[0].start, run[-1].end
-    if trimmed := _TRIMMED.fullmatch(stretch.text, start, end):
-        start, end = trimmed.span("words")
-        for opening, closing in _CLOSING.items():
-            if stretch.text.count(opening, start, end) > stretch.text.count(closing, start, end):
-                end = max(end, 1 + stretch.text.find(closing, end, end + 3))
-    if trimmed and end > start:
+    trimmed = _TRIMMED.fullmatch(stretch.text, run[0].start, run[-1].end)
+    if trimmed is None:
+        return
+    start, end = trimmed.span("words")
+    for opening, closing in _CLOSING.items():
+        if stretch.text.count(opening, start, end) > stretch.text.count(closing, start, end):
+            end = max(end, 1 + stretch.text.find(closing, end, end + 3))
+    if end > start:
         chances = {kind: sum(each.kept[kind] for each in run) for kind in TAGGED_KINDS}
         mean = sum(max(each.kept.values()) for each in run) / len(run)
         span = Span(stretch.index, stretch.start + start, stretch.start + end)

@@ -10,7 +10,6 @@ from fnmatch import fnmatchcase
 from localmem import clauses, dates, prompts, rules
 from localmem.types import Instant, Message, Prompt, Span
 
-_ASSISTANT_CHARS_MAX = 240
 _FACT_BEFORE_MAX, _FACT_BEFORE_CHARS = 2, 120  # messages shown before the one with the marked words
 _WINDOW_CHARS = 160  # of the message itself
 _WISH_CHARS_MAX = 600  # a forget request stands at the beginning or the end of a message
@@ -58,13 +57,6 @@ def _end(text: str, chars_max: int) -> str:
     return text if len(text) <= chars_max else text[-chars_max:].partition(" ")[2] or text[-chars_max:]
 
 
-def heard(messages: Sequence[Message]) -> list[Message]:
-    """The messages as they are read: of what an assistant said, the beginning is enough."""
-    return [
-        replace(m, content=_shortened(m.content, _ASSISTANT_CHARS_MAX)) if _is_assistant(m) else m for m in messages
-    ]
-
-
 def wish_prompt(said: Sequence[Message], recent: Sequence[Message]) -> Prompt:
     """What people said, with what stood before it, to be read for a request to forget."""
     return prompts.render(
@@ -91,14 +83,8 @@ def reword_prompt(stance: str, known: Sequence[str], new: str) -> Prompt:
 
 
 def _dated_line(message: Message, event_at: Instant) -> str:
-    [message] = heard([message])
     said_at = event_at if message.said_at is None else message.said_at
     return _line(message, dates.annotated(message.content.strip(), said_at))
-
-
-def _is_assistant(message: Message) -> bool:
-    """An assistant, not the other one of two people who talk."""
-    return message.role == "assistant" and not message.name
 
 
 def _line(message: Message, text: str) -> str:

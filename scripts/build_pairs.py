@@ -21,9 +21,10 @@ from minilm_onnx import PAIR_TOKENS_MAX, TOKENS_MAX, build_judge, build_tagger, 
 
 from localmem import marks
 from localmem.report import message
+from localmem.types import TAGGED_KINDS
 
 ROOT = Path(__file__).resolve().parent.parent
-TAGGER_OUTPUTS = 4
+TAGGER_OUTPUTS = len(TAGGED_KINDS) + 1
 PEAKS_OF, COMPARED, SAME_MIN = 60, 600, 0.97  # pairs
 Pairs = list[tuple[str, str]]
 

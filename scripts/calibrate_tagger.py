@@ -19,12 +19,14 @@ from typing import Any
 import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
+sys.path.insert(0, str(Path(__file__).resolve().parent / "train"))
 
+from data import quoted
 from fit_rules import CALIBRATE, RULES, read
 
 from localmem import marks, report
 from localmem.embed import default_tagger
-from localmem.types import Message, Span, TaggedWord, Tagger
+from localmem.types import Span, TaggedWord, Tagger
 
 FALSE_POSITIVES_MAX = 0.08  # of messages with nothing to keep; of some of these marks the generator makes no fact
 OVERLAP_MIN = 0.5
@@ -37,16 +39,8 @@ def cases_of(rows: Sequence[dict[str, Any]], tagger: Tagger) -> Iterator[Case]:
         said, recent = ([report.message(m) for m in row[key]] for key in ("messages", "recent"))
         every = list(marks.stretches(said, recent[-1] if recent else None))
         tagged = tagger.tag([(stretch.around, stretch.text) for stretch in every])
-        quotes = [quote for fact in row["facts"] if (quote := _quote(fact["quote"], said))]
+        quotes = [quote for fact in row["facts"] if (quote := quoted(fact["quote"], said))]
         yield list(zip(every, tagged, strict=True)), quotes
-
-
-def _quote(text: str, said: Sequence[Message]) -> Span | None:
-    for index, message in enumerate(said):
-        start = message.content.find(text)
-        if start >= 0:
-            return Span(index, start, start + len(text))
-    return None
 
 
 def matched(found: Sequence[Span], gold: Sequence[Span]) -> int:

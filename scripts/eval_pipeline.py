@@ -194,7 +194,6 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=150, help="at most this many held-out rows")
     parser.add_argument("--show", type=int, default=0, help="print this many rows with their answers")
     parser.add_argument("--by", choices=("tag", "lang", "author"), help="the rates of each group too, largest first")
-    parser.add_argument("--unverified", action="store_true", help="extract: all that the generator writes")
     parser.add_argument("--json", action="store_true", help="one JSON object on stdout")
     given = parser.parse_args()
     if given.phase == "extract" and given.model is None:
@@ -204,7 +203,7 @@ def main() -> None:
     rows = [row for path in given.paths for row in read(path, PARTS[given.part]) if form in row]
     rows = sorted(rows, key=lambda row: hashlib.sha256(row["id"].encode()).digest())[: given.rows]
     if given.phase == "extract":
-        measure = functools.partial(measure_extract, generator, None if given.unverified else default_tagger())
+        measure = functools.partial(measure_extract, generator, default_tagger())
     else:
         measure = functools.partial(measure_decide, generator, default_embedder(), default_judge())
     show = functools.partial(print, file=sys.stderr if given.json else sys.stdout)

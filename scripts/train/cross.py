@@ -8,7 +8,6 @@ from __future__ import annotations
 import argparse
 import json
 import random
-import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -17,12 +16,10 @@ from typing import Any
 import numpy as np
 import torch
 from minilm import WIDTH, MiniLM
+from minilm_onnx import read_sources
 from safetensors.numpy import load_file, save_file
 from tokenizers import Tokenizer
 from torch import Tensor, nn
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from minilm_onnx import read_sources
 
 Encoded = tuple[list[int], list[int], Any]  # tokens, segments, target
 Batch = tuple[Tensor, Tensor, Tensor]

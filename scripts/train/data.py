@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from localmem import clauses, dates, prompts, tuned
+from localmem import clauses, dates, marks, prompts, tuned
 from localmem.llm import LlamaGenerator
 from localmem.types import Message, Prompt, Span
 
@@ -94,6 +94,15 @@ def messages(rows: Iterable[dict[str, Any]]) -> list[Message]:
     return [Message(row["role"], row["content"], name=row.get("name")) for row in rows]
 
 
+def quoted(text: str, said: Sequence[Message]) -> Span | None:
+    """Where a gold quote stands; None where no message holds it."""
+    for index, message in enumerate(said):
+        start = message.content.find(text)
+        if start >= 0:
+            return Span(index, start, start + len(text))
+    return None
+
+
 def facts_reply(facts: Iterable[dict[str, Any]]) -> str:
     return "\n".join(f"{MARKS[fact['kind']]} {fact['text']}" for fact in facts) or "none"
 
@@ -119,19 +128,14 @@ def _fact_examples(
         prompt = tuned.fact_prompt(said, span, recent, at)
         return Example("fact", row["id"], tokeniser.prompt(prompt), tokeniser.reply(facts_reply(facts)))
 
-    quotes = []
-    for fact in row["facts"]:
-        place = next((i for i, m in enumerate(said) if fact["quote"] in m.content), None)
-        if place is not None:
-            start = said[place].content.index(fact["quote"])
-            quotes.append((fact, Span(place, start, start + len(fact["quote"]))))
+    quotes = [(fact, span) for fact in row["facts"] if (span := quoted(fact["quote"], said))]
     for fact, span in quotes:
         wide = _clause_around(said, span, [other for _, other in quotes if other is not span])
         yield example(wide if wide and draw.random() < CLAUSE_SHARE else span, [fact])
     idle = [
         Span(i, one.start, one.end)
         for i, m in enumerate(said)
-        if m.role == "user" or m.name
+        if marks.is_person(m)
         for one in clauses.clauses(m.content)
         if not any(q.message == i and q.start < one.end and q.end > one.start for _, q in quotes)
     ]

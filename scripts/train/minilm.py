@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import sys
+from pathlib import Path
+
 import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-LAYERS, HEADS, WIDTH, TOKENS_MAX = 6, 12, 384, 256
-EPSILON = 1e-12  # config.json: layer_norm_eps
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from minilm_onnx import DIM as WIDTH
+from minilm_onnx import EPSILON, HEADS, LAYERS, TOKENS_MAX
 
 
 class Layer(nn.Module):

@@ -25,6 +25,7 @@ from torch.nn import functional as F
 
 from localmem.llm import LlamaGenerator
 
+TASKS = ("fact", "wish", "stance", "reword")
 TOKENS_MAX = 480  # longer examples are left out of training
 FIRST_WEIGHT = 4.0  # the first token of a reply says whether there is anything to keep
 
@@ -235,7 +236,8 @@ def main() -> None:
     for training, chosen in made.items():
         for rows, build in ((extract_rows, extract_examples), (decide_rows, decide_examples)):
             own = [row for row in rows if (part(row["id"]) < CALIBRATE if training else part(row["id"]) == CALIBRATE)]
-            chosen += [e for e in build(own, tokeniser, options.seed) if len(e) <= TOKENS_MAX]
+            made_of = build(own, tokeniser, options.seed)
+            chosen += [e for e in made_of if e.task in options.tasks and len(e) <= TOKENS_MAX]
     generator.close()
     held_out = made[False][:: max(1, len(made[False]) // options.held_out)]
     run = Run(options)
@@ -253,6 +255,7 @@ def arguments() -> argparse.Namespace:
     )
     parser.add_argument("--out", type=Path, required=True, help="folder of the run; goes on where it stopped")
     parser.add_argument("--start", type=Path, help="state.pt of another run, or an adapter, to take the weights from")
+    parser.add_argument("--tasks", nargs="+", default=TASKS, choices=TASKS, help="what the adapter shall learn")
     parser.add_argument("--rank", type=int, default=16)
     parser.add_argument("--alpha", type=float, default=32.0)
     parser.add_argument("--dropout", type=float, default=0.0, help="of what enters the additions")

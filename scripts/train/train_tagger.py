@@ -16,18 +16,18 @@ from typing import Any
 
 import torch
 from cross import CrossEncoder, Encoded, arguments, batches, made, train
-from data import CALIBRATE, messages, part, read
+from data import CALIBRATE, messages, part, quoted, read
 from minilm_onnx import TOKENS_MAX
 from tokenizers import Tokenizer
 from torch import Tensor
 from torch.nn import functional as F
 
 from localmem import marks
-from localmem.types import TAGGED_KINDS, Message
+from localmem.types import TAGGED_KINDS, Span
 
 SMOOTHING = 0.02
 UNSEEN = [-1.0] * (len(TAGGED_KINDS) + 1)  # of a token that is not to be tagged
-Quote = tuple[int, int, int, int]  # message, first and last character, place of the kind
+Quote = tuple[Span, int]  # where it stands, the place of its kind
 
 
 class Tagger(CrossEncoder):
@@ -40,18 +40,12 @@ class Tagger(CrossEncoder):
 def examples_of(rows: Sequence[dict[str, Any]], tokenizer: Tokenizer) -> Iterator[Encoded]:
     for row in rows:
         said, recent = messages(row["messages"]), messages(row["recent"])
-        quotes = [quote for fact in row["facts"] if (quote := _quote(fact, said))]
+        quotes = [
+            (span, TAGGED_KINDS.index(fact["kind"])) for fact in row["facts"] if (span := quoted(fact["quote"], said))
+        ]
         for stretch in marks.stretches(said, recent[-1] if recent else None):
             code = tokenizer.encode(stretch.around, stretch.text)
             yield code.ids, code.type_ids, list(_labels(code, stretch, quotes))
-
-
-def _quote(fact: dict[str, Any], said: Sequence[Message]) -> Quote | None:
-    for index, message in enumerate(said):
-        start = message.content.find(fact["quote"])
-        if start >= 0:
-            return index, start, start + len(fact["quote"]), TAGGED_KINDS.index(fact["kind"])
-    return None
 
 
 def _labels(code: Any, stretch: marks.Stretch, quotes: Sequence[Quote]) -> Iterator[list[float]]:
@@ -61,8 +55,9 @@ def _labels(code: Any, stretch: marks.Stretch, quotes: Sequence[Quote]) -> Itera
             yield UNSEEN
             continue
         label = [0.0] * len(UNSEEN)
-        for number, (index, first, last, kind) in enumerate(quotes):
-            if index == stretch.index and first < stretch.start + end and last > stretch.start + start:
+        for number, (span, kind) in enumerate(quotes):
+            inside = span.start < stretch.start + end and span.end > stretch.start + start
+            if span.message == stretch.index and inside:
                 label[kind] = 1.0
                 if number not in begun:
                     label[-1] = 1.0
