@@ -13,6 +13,7 @@ import json
 import random
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -136,7 +137,7 @@ def measured(model: Llama, examples: Sequence[Example], labels: Tensor, device: 
 
 
 class Run:
-    """A training run in its folder: state.pt (weights, optimiser, place), log.jsonl, adapter.gguf."""
+    """A training run in its folder: state.pt (weights, optimiser, place), mean.pt, log.jsonl, adapter.gguf."""
 
     def __init__(self, options: argparse.Namespace) -> None:
         self.options, self.folder = options, options.out
@@ -156,6 +157,7 @@ class Run:
         self.step = 0
         if options.start:
             self._begin_with(options.start)
+        self.mean = {name: p.detach().clone() for name, p in named}  # of the weights on the way
         if (self.folder / "state.pt").exists():
             self._load(self.folder / "state.pt", weights_only=False)
 
@@ -164,7 +166,7 @@ class Run:
         self.model.load_state_dict(state["model"])
         if not weights_only:
             self.optimiser.load_state_dict(state["optimiser"])
-            self.step = state["step"]
+            self.mean, self.step = state["mean"], state["step"]
 
     def _begin_with(self, path: Path) -> None:
         """Take the weights of another run: its state.pt, or an adapter in GGUF."""
@@ -178,10 +180,33 @@ class Run:
                 b.copy_(given[f"{name}.lora_b"])
 
     def save(self) -> None:
+        """A checkpoint to go on from, and the mean as an adapter and as weights to start another run from."""
         state = {"model": self.model.state_dict(), "optimiser": self.optimiser.state_dict(), "step": self.step}
-        torch.save(state, self.folder / "state.tmp")
-        (self.folder / "state.tmp").rename(self.folder / "state.pt")
-        write_adapter(self.model, self.folder / "adapter.gguf")
+        _put(self.folder / "state.pt", {**state, "mean": self.mean})
+        with self.averaged():
+            _put(self.folder / "mean.pt", {"model": self.model.state_dict()})
+            write_adapter(self.model, self.folder / "adapter.gguf")
+
+    @contextmanager
+    def averaged(self) -> Iterator[None]:
+        """While entered, the model has the mean of its weights on the way (Polyak and Juditsky 1992), exponentially
+        forgotten."""
+        now = {name: p.detach().clone() for name, p in self.model.named_parameters() if name in self.mean}
+        self._take(self.mean)
+        yield
+        self._take(now)
+
+    @torch.no_grad()
+    def _take(self, weights: dict[str, Tensor]) -> None:
+        for name, p in self.model.named_parameters():
+            if name in weights:
+                p.copy_(weights[name])
+
+    @torch.no_grad()
+    def _average(self) -> None:
+        for name, p in self.model.named_parameters():
+            if name in self.mean:
+                self.mean[name].lerp_(p, 1 / self.options.mean_of)
 
     def note(self, **fields: Any) -> None:
         line = json.dumps({"step": self.step, **fields})
@@ -205,6 +230,7 @@ class Run:
             torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
             self.optimiser.step()
             self.optimiser.zero_grad(set_to_none=True)
+            self._average()
             self.step = step + 1
             if self.step % 20 == 0:
                 last = {form: values[-options.log_of :] for form, values in losses.items()}
@@ -214,7 +240,8 @@ class Run:
                 self.note(of=len(plan), **means, tokens_per_s=round(pace), minutes=minutes)
             if self.step == len(plan) or time.monotonic() - saved > options.save_every * 60:
                 self.save()
-                self.note(held_out=measured(self.model, held_out, labels, self.device))
+                with self.averaged():
+                    self.note(held_out=measured(self.model, held_out, labels, self.device))
                 saved = time.monotonic()
 
     def _plan(self, examples: Sequence[Example]) -> Iterator[list[Batch]]:
@@ -223,6 +250,13 @@ class Run:
             made = batches(examples, self.options.batch_tokens, random.Random(self.options.seed * 1000 + turn))
             for start in range(0, len(made), self.options.accumulate):
                 yield made[start : start + self.options.accumulate]
+
+
+def _put(path: Path, state: dict[str, Any]) -> None:
+    """Whole or not at all."""
+    part = path.with_suffix(".tmp")
+    torch.save(state, part)
+    part.rename(path)
 
 
 def main() -> None:
@@ -254,7 +288,9 @@ def arguments() -> argparse.Namespace:
         "--data", type=Path, action="append", required=True, help="folder with *extract*.jsonl, *decide*.jsonl"
     )
     parser.add_argument("--out", type=Path, required=True, help="folder of the run; goes on where it stopped")
-    parser.add_argument("--start", type=Path, help="state.pt of another run, or an adapter, to take the weights from")
+    parser.add_argument(
+        "--start", type=Path, help="state.pt or mean.pt of another run, or an adapter, to take the weights from"
+    )
     parser.add_argument("--tasks", nargs="+", default=TASKS, choices=TASKS, help="what the adapter shall learn")
     parser.add_argument("--rank", type=int, default=16)
     parser.add_argument("--alpha", type=float, default=32.0)
@@ -270,6 +306,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--held-out", type=int, default=300, help="calibration examples measured on the way")
     parser.add_argument("--save-every", type=float, default=15.0, help="minutes between checkpoints")
     parser.add_argument("--compile", action="store_true", help="about a tenth faster on a CPU, needs a C++ compiler")
+    parser.add_argument("--mean-of", type=float, default=1.0, help="steps whose weights are averaged; 1: the last ones")
     parser.add_argument("--log-of", type=int, default=40, help="batches of each form whose mean loss is logged")
     parser.add_argument("--seed", type=int, default=1)
     return parser.parse_args()
