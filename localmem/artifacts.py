@@ -34,6 +34,7 @@ from localmem.manifest import (
     REINSTALL,
     EmbedderEntry,
     GeneratorEntry,
+    Manifest,
     PairEntry,
     PinnedFile,
     Wheel,
@@ -144,19 +145,26 @@ def generator_path(name: str | None = None, *, models: Path | None = None) -> Pa
 
 
 def adapter_path() -> Path | None:
-    """The adapter of the default generator, checked against the manifest; None where the manifest names none.
+    """The folder of the default generator's adapters, checked against the manifest; None where it names none.
 
-    Raises ModelNotFoundError when it is missing, ModelFileError when it is not the file the manifest names.
+    Raises ModelNotFoundError when one is missing, ModelFileError when one is not the file the manifest names, or
+    another lies beside it.
     """
     known = manifest()
-    pinned = known.generator.adapter
-    if pinned is None:
-        return None
-    path = known.folder / pinned.path
-    if not path.is_file():
-        raise ModelNotFoundError(f"the generator's adapter {path} is missing; {REINSTALL}")
-    _check_content(path, pinned)
-    return path
+    for pinned in known.generator.adapters:
+        path = known.folder / pinned.path
+        if not path.is_file():
+            raise ModelNotFoundError(f"the generator's adapter {path} is missing; {REINSTALL}")
+        _check_content(path, pinned)
+    folder = _adapter_folder(known)
+    named = {known.folder / pinned.path for pinned in known.generator.adapters}
+    if folder is not None and (others := sorted(set(folder.glob("*.gguf")) - named)):
+        raise ModelFileError(f"{others[0]} is no adapter of the manifest; move it elsewhere, or {REINSTALL}")
+    return folder
+
+
+def _adapter_folder(known: Manifest) -> Path | None:
+    return next(((known.folder / pinned.path).parent for pinned in known.generator.adapters), None)
 
 
 def list_models(*, models: Path | None = None) -> list[ModelStatus]:
@@ -211,8 +219,8 @@ def _inventory(folder: Path) -> Iterator[tuple[ModelStatus, dict[Path, str]]]:
     for kind, entry in (("judge", known.judge), ("tagger", known.tagger)):
         if entry is not None:
             yield _onnx_status(kind, known.folder, entry, entry.model)
-    if generator.adapter is not None:
-        yield _adapter_status(known.folder / generator.adapter.path, generator, generator.adapter)
+    if (adapters := _adapter_folder(known)) is not None:
+        yield _adapter_status(adapters, known)
     base = folder / generator.model.path
     yield _gguf_status(base, generator.name, generator, generator.model.sha256, generator.model.bytes)
     fast = folder / generator.requantised
@@ -242,19 +250,21 @@ def _onnx_status(
     return status, parts
 
 
-def _adapter_status(path: Path, entry: GeneratorEntry, pinned: PinnedFile) -> tuple[ModelStatus, dict[Path, str]]:
-    there = path.is_file()
+def _adapter_status(path: Path, known: Manifest) -> tuple[ModelStatus, dict[Path, str]]:
+    generator = known.generator
+    parts = {known.folder / pinned.path: pinned.sha256 for pinned in generator.adapters}
+    there = all(file.is_file() for file in parts)
     status = ModelStatus(
-        name=path.stem,
+        name=path.name,
         kind="adapter",
         path=path if there else None,
         installed=there,
-        bytes=pinned.bytes,
+        bytes=sum(pinned.bytes for pinned in generator.adapters),
         sha256_ok=None,
-        source=f"trained for {entry.name} by scripts/train",
-        licence=entry.licence,
+        source=f"trained for {generator.name} by scripts/train",
+        licence=generator.licence,
     )
-    return status, {path: pinned.sha256}
+    return status, parts
 
 
 def _gguf_status(

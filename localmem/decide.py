@@ -412,7 +412,10 @@ def _updated(generator: Generator | None, fact: Fact, view: _View, policy: Polic
         text = _reworded(generator, fact, known, Relation.REFINES if refines else Relation.CHANGES)
         if text is not None:
             return replace(update, text=text, reason="refined" if refines else "changed", guards=("reworded",))
-        return _beside(fact, view) if refines and not relate.adds_up(fact.text, known.text) else update
+        if not refines or relate.adds_up(fact.text, known.text):
+            return replace(update, text=relate.instead(fact.text, known.text))
+        both = relate.joined(fact.text, known.text)
+        return _beside(fact, view) if both is None else replace(update, text=both, reason="refined", guards=("joined",))
     if relate.adds_up(fact.text, known.text) or not refines:
         return update
     merged = _merged(generator, fact, known)

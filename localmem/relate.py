@@ -12,6 +12,8 @@ from functools import cache
 
 from localmem import rules, words
 
+JOINED_WORDS_MAX = 36  # as long as the longest wordings that the tuned model learnt
+_JOINT = "; "
 _STOPS = frozenset({"user", "user's", "users", "not", "no", "longer", "any", "more", "anymore"})
 _NAME = re.compile(r"(?<=[ (\"'“])[A-ZÀ-Þ][\w'’-]+")
 REPEATED_SHARE = 0.5  # of the fact's content words, in the memory that is said to hold it already
@@ -208,3 +210,17 @@ def neutral(fact: str, known: str) -> tuple[str, str]:
 def adds_up(fact: str, known: str) -> bool:
     """Whether every content word of the memory is in the fact, so that nothing is lost by replacing it."""
     return frozenset(content(known)) <= frozenset(content(fact))
+
+
+def joined(fact: str, known: str) -> str | None:
+    """Both texts in one, the memory's first; None where that is too long, or the memory was joined before."""
+    text = f"{known}{_JOINT}{fact}"
+    return None if _JOINT in known or len(text.split()) > JOINED_WORDS_MAX else text
+
+
+def instead(fact: str, known: str) -> str:
+    """The fact in the place of a memory; of a joined memory the part that shares fewer words with the fact stays."""
+    said = frozenset(content(fact))
+    parts = known.split(_JOINT)
+    replaced = max(parts, key=lambda part: len(said & frozenset(content(part))))
+    return _JOINT.join([fact, *(part for part in parts if part is not replaced)])

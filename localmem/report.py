@@ -309,8 +309,8 @@ class Card:
 def open_model(spec: str | None, adapter: Path | None = None) -> Generator:
     """The generator to report on: a GGUF's path, a server's URL, or None for the default with its own adapter.
 
-    ``adapter``: a LoRA GGUF in place of the default's. What is wrong with a file shows here: ModelNotFoundError,
-    ModelFileError; InvalidInputError where there is no model or the adapter can't be used.
+    ``adapter``: a LoRA GGUF or a folder of them in place of the default's. What is wrong with a file shows here:
+    ModelNotFoundError, ModelFileError; InvalidInputError where there is no model or the adapter can't be used.
     """
     settings = config.settings()
     named = settings.generator if spec is None else spec
@@ -326,7 +326,8 @@ def open_model(spec: str | None, adapter: Path | None = None) -> Generator:
     check_gguf(path)
     if adapter is None:
         return _opened(named)
-    check_gguf(adapter)
+    for file in llm.adapter_files(adapter).values():
+        check_gguf(file)
     return llm.LlamaGenerator(path, adapter=adapter, threads=settings.generator_threads)
 
 

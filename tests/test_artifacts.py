@@ -484,23 +484,32 @@ def test_junk_is_refused(models: Path, tmp_path: Path) -> None:
 
 def also_listed(listed: Path, path: str, content: bytes, table: str) -> None:
     """One more file beside the manifest, and its pin under ``table`` in it."""
-    (listed / path).parent.mkdir()
+    (listed / path).parent.mkdir(parents=True, exist_ok=True)
     (listed / path).write_bytes(content)
     with (listed / manifest.MANIFEST).open("a") as file:
         file.write(table + pinned(path, content))
     manifest._read_manifest.cache_clear()
 
 
-def test_adapter_is_checked_against_the_manifest(listed: Path) -> None:
+def test_adapters_are_checked_against_the_manifest(listed: Path) -> None:
     assert artifacts.adapter_path() is None  # this manifest names none
-    also_listed(listed, "adapter/localmem-x.gguf", b"GGUF adapter", "[generator.adapter]\n")
-    assert artifacts.adapter_path() == listed / "adapter" / "localmem-x.gguf"
-    assert [status.name for status in artifacts.list_models()][1] == "localmem-x"
-    (listed / "adapter" / "localmem-x.gguf").write_bytes(b"GGUF adopter")
+    folder = listed / "adapter" / "localmem-x"
+    for name in ("fact-wish", "stance-reword"):
+        path = f"adapter/localmem-x/{name}.gguf"
+        also_listed(listed, path, f"GGUF {name}".encode(), "[[generator.adapters]]\n")
+    assert artifacts.adapter_path() == folder
+    (status,) = [status for status in artifacts.list_models() if status.kind == "adapter"]
+    assert (status.name, status.path, status.bytes) == ("localmem-x", folder, len("GGUF fact-wishGGUF stance-reword"))
+    assert [s.sha256_ok for s in artifacts.verify() if s.kind == "adapter"] == [True]
+    (folder / "stance.gguf").write_bytes(b"GGUF of an experiment")
+    with pytest.raises(ModelFileError, match="stance.gguf is no adapter of the manifest; move it"):
+        artifacts.adapter_path()
+    (folder / "stance.gguf").unlink()
+    (folder / "fact-wish.gguf").write_bytes(b"GGUF fict-wash")
     with pytest.raises(ModelFileError, match="expected"):
         artifacts.adapter_path()
     assert [s.sha256_ok for s in artifacts.verify() if s.kind == "adapter"] == [False]
-    (listed / "adapter" / "localmem-x.gguf").unlink()
+    (folder / "fact-wish.gguf").unlink()
     with pytest.raises(ModelNotFoundError, match="reinstall"):
         artifacts.adapter_path()
 

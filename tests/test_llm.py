@@ -209,7 +209,7 @@ class TestPureParts:
 
     def test_groups_fit_one_decode(self) -> None:
         def code(prefix: int, rest: int) -> llm_model._Encoded:
-            return llm_model._Encoded((prefix,) * 100, (0,) * rest)
+            return llm_model._Encoded(None, (prefix,) * 100, (0,) * rest)
 
         encoded = [code(1, 60)] * 9 + [code(2, 60), code(1, 300), code(1, 300), code(2, 5)]
         groups = list(llm_model._groups(encoded, 2048))
@@ -513,6 +513,42 @@ class TestFiles:
             assert generator.id == f"llama:{gguf.stem}+{path.stem}"
             assert len(generator.fingerprint()["adapter"]) == 64
             generator.close()
+
+    def test_a_folder_has_an_adapter_for_some_prompts(self, gguf: Path, model: LlamaGenerator, tmp_path: Path) -> None:
+        folder = tmp_path / "localmem-two"
+        folder.mkdir()
+        write_adapter(folder / "fact-wish.gguf", 0.05)
+        write_adapter(folder / "stance.gguf", 0.0)
+        turns = facts("I sail to Bergen").turns
+        asked = [Prompt(name, "1", turns) for name in ("fact", "stance", "wish", "merge", "fact", "stance")]
+        alone = LlamaGenerator(gguf, adapter=folder / "fact-wish.gguf")
+        changed, plain = (one.score_labels(asked[0], "AB") for one in (alone, model))
+        alone.close()
+        generator = LlamaGenerator(gguf, adapter=folder)
+        expected = [changed, plain, changed, plain, changed, plain]
+        assert [generator.score_labels(prompt, "AB") for prompt in asked] == [
+            pytest.approx(e, abs=0.01) for e in expected
+        ]
+        together = generator.score_labels_many(asked, "AB")
+        assert together == [pytest.approx(e, abs=0.05) for e in expected]
+        assert generator.id == f"llama:{gguf.stem}+localmem-two"
+        before = generator.fingerprint()["adapter"]
+        write_adapter(folder / "stance.gguf", 0.5)
+        assert generator.fingerprint()["adapter"] != before
+        generator.close()
+
+    def test_a_folder_that_holds_no_adapters(self, gguf: Path, tmp_path: Path) -> None:
+        folder = tmp_path / "localmem-x"
+        folder.mkdir()
+        with pytest.raises(ModelFileError, match="holds no adapter.*like stance-reword.gguf"):
+            LlamaGenerator(gguf, adapter=folder).fingerprint()
+        (folder / "stance-reword.gguf").write_bytes(b"GGUF")
+        (folder / "stance.gguf").write_bytes(b"GGUF")
+        with pytest.raises(ModelFileError, match="both for the prompt stance"):
+            LlamaGenerator(gguf, adapter=folder).count_tokens("x")
+        (folder / "stance.gguf").rename(folder / "poem.gguf")
+        with pytest.raises(ModelFileError, match="poem.gguf is for no prompt"):
+            LlamaGenerator(gguf, adapter=folder).count_tokens("x")
 
     def test_a_file_that_is_no_adapter(self, gguf: Path, tmp_path: Path) -> None:
         with pytest.raises(ModelFileError, match="does not fit"):

@@ -421,9 +421,19 @@ class TestDeciding:
         assert (decision.op, decision.text, decision.guards) == (Op.UPDATE, LINZ, ())
 
     @pytest.mark.parametrize("lost", ["a dog, 9 years old", "a dog called Bruno", "a dog called Rex, 9 years old"])
-    def test_a_bad_wording_of_both_leaves_both(self, lost: str) -> None:
+    def test_a_bad_wording_of_both_puts_one_behind_the_other(self, lost: str) -> None:
         decision = decided("more", NINE, BRUNO, f"User has {lost}")
-        assert (decision.op, decision.guards) == (Op.ADD, ("not_merged",))
+        assert (decision.op, decision.text, decision.guards) == (Op.UPDATE, f"{BRUNO}; {NINE}", ("joined",))
+
+    def test_nothing_is_put_behind_a_joined_or_long_memory(self) -> None:
+        for known in (f"{BRUNO}; User's dog snores", f"{BRUNO} that {'very ' * 30}often snores"):
+            decision = decided("more", NINE, known, "User has a dog")
+            assert (decision.op, decision.guards) == (Op.ADD, ("not_merged",))
+
+    def test_a_change_of_one_part_keeps_the_other(self) -> None:
+        known = f"{GRAZ}; User has a cat called Mika"
+        decision = decided("change", LINZ, known, "User lives in Graz")
+        assert (decision.op, decision.text) == (Op.UPDATE, f"{LINZ}; User has a cat called Mika")
 
     def test_a_model_that_fails_at_the_wording_costs_no_fact(self, open_memory: Opener) -> None:
         model = Tuned({"Graz": f"- {GRAZ}", "Linz": f"- {LINZ}"}, stances={"Graz": "change"})

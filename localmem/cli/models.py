@@ -243,7 +243,7 @@ def _file_to_write(ctx: click.Context, param: click.Parameter, value: str | None
 
 @models.command("report", cls=_JsonToFile)
 @click.argument("path", required=False)
-@click.option("--adapter", type=click.Path(path_type=Path), metavar="FILE", help="A LoRA adapter for the model.")
+@click.option("--adapter", type=click.Path(path_type=Path), metavar="PATH", help="A LoRA adapter, or a folder of them.")
 @click.option("--rows", type=click.IntRange(min=1), metavar="N", help="At most N cases of each kind; all if not given.")
 @click.option(
     "--json",
