@@ -322,7 +322,7 @@ def test_the_copy_works(copied: Path, embedder: OnnxEmbedder) -> None:
 
 PAIRS = (
     ("User lives in Porto now", "User lives in Lisbon"),
-    ("User no longer has a car", "User drives a 2009 Corsa"),
+    ("User no longer has a car", "User has a car, a 2009 Corsa"),
     ("User can't eat peanuts", "User is allergic to peanuts"),
     ("User has a parrot", "User has a dog called Bruno, nine years old"),
     ("User asks: forget my address", "User lives at Kirkegata 4"),
