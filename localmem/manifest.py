@@ -69,7 +69,7 @@ class GeneratorEntry:
     model: PinnedFile
     requantised: str  # file name of the faster form made at install
     wheel: Wheel
-    adapters: tuple[PinnedFile, ...] = ()  # trained for this model; one folder beside the manifest, or one file
+    adapters: tuple[PinnedFile, ...] = ()  # trained for this model, in one folder beside the manifest
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,7 +19,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from localmem import artifacts, dates, probe, prompts, tuned
+from localmem import artifacts, dates, marks, probe, prompts, tuned
 from localmem.llm import LlamaGenerator
 from localmem.probe import Answer, Case, Probe
 from localmem.types import Message, Span
@@ -52,7 +52,7 @@ def main() -> int:
 def parser() -> argparse.ArgumentParser:
     made = argparse.ArgumentParser(description="Record the reference machine's answers to the probe's prompts.")
     made.add_argument("--model", type=Path, help="base GGUF; by default the installed one")
-    made.add_argument("--adapter", type=Path, help="adapter GGUF; by default the manifest's")
+    made.add_argument("--adapter", type=Path, help="adapter GGUF or a folder of them; by default the manifest's")
     made.add_argument("--out", type=Path, default=TARGET)
     return made
 
@@ -89,7 +89,7 @@ def case_of(row: Mapping[str, Any]) -> Case:
 
 def marked(id: str, said: Sequence[Message], words: str) -> Span:
     """Where the words to be told stand in the last message of a person; SystemExit where they don't."""
-    people = [index for index, message in enumerate(said) if message.role == "user" or message.name]
+    people = [index for index, message in enumerate(said) if marks.is_person(message)]
     if not people:
         raise SystemExit(f"{id}: no message is a person's, so nothing in it can be marked")
     start = said[people[-1]].content.find(words) if words else -1
