@@ -333,13 +333,11 @@ def _doubtful(fact: Fact, views: Sequence[_View], policy: Policy, changeable: Ca
     name, view = _strongest(views, policy.doubt)
     if view is not None and name == SAME and view.neighbour.cosine >= policy.duplicate_cosine:
         return replace(_noop(fact, view, view.chances), guards=("doubt", "duplicate_cosine"))
-    retracted = forget.retraction(fact.text) is not None and not relate.states_replacement(fact.text)
     if view is not None and name in (CHANGES, RETRACTS) and changeable(view.neighbour):
         return _contested(fact, view, "doubt", "may change a memory, but that is not certain enough")
-    if retracted:
-        return Decision(
-            fact, Op.NOOP, confidence=_best(views), guards=("retraction",), reason="retraction without target"
-        )
+    ended = None if relate.states_replacement(fact.text) else forget.retraction(fact.text)
+    if ended is not None:
+        return replace(_added(fact, views, reason="ends what was not known"), ends=ended)
     return _added(fact, views)
 
 

@@ -26,7 +26,7 @@ from localmem.errors import (
 )
 from localmem.extract import ExtractContext, Extraction, extract
 from localmem.store import EpisodeRecord, Store
-from localmem.store_apply import FORGET, RETRACTION, USER_REQUEST, OwnerMovedError, Plan, Snapshot, stated
+from localmem.store_apply import FORGET, USER_REQUEST, OwnerMovedError, Plan, Snapshot, stated
 from localmem.types import (
     FOREVER,
     JSON,
@@ -202,13 +202,11 @@ def _reconcile(
     facts = _without_near_duplicates(facts, vectors)
     for _ in range(engine.limits.reconcile_rounds_max):
         snapshot, near = _look_around(engine, episode, facts, vectors)
-        decisions = [
-            _with_core(decision)
-            for decision in decide_all(
-                generator, facts, near, judge=engine.judge, changeable=lambda n: _may_change(episode.scope, n)
-            )
-        ]
-        vectors |= _embed(engine, [text for d in decisions if (text := d.text) and text not in vectors])
+        decisions = decide_all(
+            generator, facts, near, judge=engine.judge, changeable=lambda n: _may_change(episode.scope, n)
+        )
+        worded = (text for d in decisions for text in (d.text, d.ends) if text)
+        vectors |= _embed(engine, [text for text in worded if text not in vectors])
         plan = replace(_plan(engine, episode, decisions, found, vectors, snapshot), suppress=suppress)
         try:
             changes = engine.store.apply(plan, engine.clock())
@@ -247,13 +245,6 @@ def _look_around(
             for fact in facts
         ]
     return snapshot, near
-
-
-def _with_core(decision: Decision) -> Decision:
-    """A retraction without target keeps what it retracts as its text, so that an older fact meets it later."""
-    if RETRACTION not in decision.guards:
-        return decision
-    return replace(decision, text=forget.retraction(decision.fact.text) or decision.fact.text)
 
 
 def _may_change(scope: Scope, neighbour: Neighbour) -> bool:

@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
 USER_REQUEST = "user_request"  # tombstone reason: the person asked to forget it
 FORGET = "forget"  # guard of a forget request's decision: its text repeats words that are being taken back
-RETRACTION = "retraction"  # guard of a retraction without target, and reason of the unseen tombstone it leaves
+RETRACTION = "retraction"  # reason of the unseen tombstone that an ending leaves of what was not known
 
 
 class OwnerMovedError(ConflictError):
@@ -120,6 +120,8 @@ class Changes:
         for other in decision.contested:
             if self._row(other.id).deleted_at is None:
                 contest(self.tx, memory_id, other.id, log_id)
+        if decision.ends:
+            self._ghost(decision.ends, fact, log_id)
         return Change(
             Op.ADD,
             memory_id,
@@ -285,7 +287,7 @@ class Changes:
             "select min(valid_from) from version where memory_id = ? and valid_from > ?", (row.id, fact.event_at)
         ).fetchone()
         valid_to = after if after is not None else row.delete_event_at
-        if row.delete_reason == RETRACTION:  # what was retracted is known now: from here on an ordinary tombstone
+        if row.delete_reason == RETRACTION:  # what had ended is known now: from here on an ordinary tombstone
             self.tx.execute("update memory set delete_reason = 'retracted' where id = ?", (row.id,))
             insert_fts(self.tx, "memory_fts", row.head, f"h{row.owner_id}", row.text, row.grams)
         if before is not None:
@@ -350,8 +352,6 @@ class Changes:
     def _noop(self, decision: Decision, log_id: int | None) -> list[Change]:
         fact = decision.fact
         if not decision.targets:
-            if RETRACTION in decision.guards:
-                self._ghost(decision, log_id)
             return [Change(Op.NOOP, None, fact.text, reason=decision.reason)]
         row = self._row(decision.targets[0].id)
         if row.delete_reason == USER_REQUEST:
@@ -386,9 +386,8 @@ class Changes:
             self.tx.execute("update memory_vec set valid_to = ? where rowid = ?", (fact.event_at, version_id))
         self._begin_head(row, fact.event_at)
 
-    def _ghost(self, decision: Decision, log_id: int | None) -> None:
-        """A retraction before its fact: an unseen tombstone, so that the older fact can't become head when it comes."""
-        text, fact = decision.text or decision.fact.text, decision.fact
+    def _ghost(self, text: str, fact: Fact, log_id: int | None) -> None:
+        """An ending before its fact: an unseen tombstone, so that the older fact can't become head when it comes."""
         memory_id = self._insert_memory(fact, log_id, text)
         row = self._row(memory_id)
         delete_fts(self.tx, "memory_fts", row.head, f"o{row.owner_id}", row.text, row.grams)

@@ -140,6 +140,7 @@ class Decision:
     text: str | None = None  # UPDATE only: the complete new wording
     confidence: float = 1.0
     contested: tuple[Neighbour, ...] = ()  # ADD in doubt: both sides are marked
+    ends: str | None = None  # ADD only: the state it ends, of which nothing is known yet
     guards: tuple[str, ...] = ()  # names of the rules that fired
     probabilities: Mapping[str, float] = field(default_factory=dict)
     neighbours: tuple[Neighbour, ...] = ()  # as shown

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
-from localmem import ingest, rank
+from localmem import forget, ingest, rank
 from localmem.extract import ExtractContext, Extraction
 from localmem.memory import Memory
 from localmem.testing import HashEmbedder, ScriptedGenerator
@@ -136,7 +136,7 @@ def _decide(fact: Fact, near: tuple[Neighbour, ...], changeable: Callable[[Neigh
         if directive == "retracts" and meant:
             return Decision(fact, Op.DELETE, meant, neighbours=near, reason="retracted")
         if directive == "retracts":
-            return Decision(fact, Op.NOOP, neighbours=near, guards=("retraction",), reason="retraction without target")
+            return Decision(fact, Op.ADD, neighbours=near, ends=forget.retraction(fact.text) or fact.text)
         if directive == "contests" and meant:
             return Decision(fact, Op.ADD, contested=meant, neighbours=near)
     return Decision(fact, Op.ADD, neighbours=near)

@@ -285,14 +285,21 @@ def test_a_retraction_leaves_a_tombstone(story: Memory) -> None:
     assert [entry["memory"] for entry in story.all_versions(**ANN)] == ["User has a car"]
 
 
-def test_a_retraction_of_nothing_is_a_recorded_noop(story: Memory) -> None:
-    result = story.add("fact: User no longer has a car | retracts: User has a car", **ANN)
-    assert result["results"] == []
-    assert spoken(story, **ANN) == []
+def test_the_end_of_what_was_not_known_is_a_memory(story: Memory) -> None:
+    story.add("fact: User no longer has a car | retracts: User has a car", timestamp="2025-02-01", **ANN)
+    assert spoken(story, **ANN) == ["User no longer has a car"]
     assert story.all_versions(**ANN) == []
-    for include in ("facts", "pending", "history"):
-        assert story.search("car", include=include, **ANN)["results"] == []
-    assert [(d["op"], d["targets"]) for d in story.decisions(**ANN)] == [("NOOP", [])]
+    assert len(story.search("car", include="history", **ANN)["results"]) == 1
+    assert [(d["op"], d["targets"]) for d in story.decisions(**ANN)] == [("ADD", [])]
+
+
+def test_what_had_ended_stays_ended_when_it_is_heard_of_later(story: Memory) -> None:
+    story.add("fact: User no longer has a car | retracts: User has a car", timestamp="2025-02-01", **ANN)
+    story.add("fact: User has a car", timestamp="2025-01-01", **ANN)
+    assert spoken(story, **ANN) == ["User no longer has a car"]
+    assert texts(story.get_all(as_of="2025-01-15", **ANN)) == ["User has a car"]
+    assert texts(story.get_all(as_of="2025-02-15", **ANN)) == ["User no longer has a car"]
+    assert story.check() == []
 
 
 def test_a_contradiction_in_doubt_marks_both_sides(story: Memory) -> None:
@@ -372,7 +379,7 @@ def test_a_run_scoped_fact_is_added_beside_a_user_level_one(story: Memory) -> No
     assert spoken(story, **ANN) == ["User drinks coffee", "User drinks tea"]
     assert spoken(story, run_id="r1", **ANN) == ["User drinks coffee"]
     story.add("fact: User no longer drinks | retracts: User drinks", run_id="r2", **ANN)
-    assert spoken(story, **ANN) == ["User drinks coffee", "User drinks tea"]
+    assert spoken(story, **ANN) == ["User drinks coffee", "User drinks tea", "User no longer drinks"]
 
 
 def test_a_run_scoped_fact_changes_its_own_runs_row_only(story: Memory) -> None:
@@ -387,7 +394,7 @@ def test_a_fact_of_one_agent_leaves_the_rows_of_another(story: Memory) -> None:
     story.add("fact: User drinks tea", agent_id="cook", **ANN)
     story.add("fact: User drinks coffee | changes: User drinks", agent_id="guide", **ANN)
     story.add("fact: User no longer drinks | retracts: User drinks", agent_id="clerk", **ANN)
-    assert spoken(story, **ANN) == ["User drinks coffee", "User drinks tea"]
+    assert spoken(story, **ANN) == ["User drinks coffee", "User drinks tea", "User no longer drinks"]
     assert spoken(story, agent_id="cook", **ANN) == ["User drinks tea"]
 
 

@@ -86,9 +86,9 @@ class TestOperations:
         decision = decided(Relation.RETRACTS, fact, "User drives a Golf")
         assert (decision.op, decision.text) == (Op.UPDATE, fact)
 
-    def test_a_retraction_of_nothing_is_a_recorded_noop(self) -> None:
+    def test_an_ending_of_what_is_not_known_is_new(self) -> None:
         decision = decided(Relation.UNRELATED, "User no longer has a car", "User has a carpet")
-        assert (decision.op, decision.targets, decision.reason) == (Op.NOOP, (), "retraction without target")
+        assert (decision.op, decision.targets, decision.ends) == (Op.ADD, (), "User has a car")
 
     def test_the_log_has_what_was_weighed(self) -> None:
         decision = decided(Relation.CHANGES, "User lives in Linz now", "User lives in Graz")
@@ -104,7 +104,7 @@ class TestOperations:
             found = {d.fact.text: d for d in decide_all(model, order, [[shop], [shop]])}
             assert found[facts[0].text].op is Op.UPDATE
             assert (found[facts[1].text].op, found[facts[1].text].targets) == (Op.NOOP, ())
-            assert "retraction" not in found[facts[1].text].guards  # nothing is left behind for what comes later
+            assert found[facts[1].text].ends is None  # nothing is left behind for what comes later
         both = decide_all(saying(Relation.CHANGES, Relation.RETRACTS), facts, [[shop], [shop, bag]])
         assert [(d.op, [t.text for t in d.targets]) for d in both] == [
             (Op.UPDATE, [shop.text]),

@@ -23,7 +23,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from localmem import forget, ingest, rank, secrets
+from localmem import ingest, rank, secrets
 from localmem.config import Limits
 from localmem.dates import to_iso
 from localmem.errors import GeneratorError, NotFoundError, ScopeError
@@ -136,7 +136,7 @@ class Entry:
     head: int = 1
     deleted: bool = False
     delete_event_at: Instant = 0
-    ghost: bool = False  # the tombstone of a retraction that came before its fact
+    ghost: bool = False  # the tombstone of what had ended before it was known
 
     @property
     def text(self) -> str:
@@ -326,6 +326,8 @@ class Model:
             expect(change, "ADD", fact.text)
             still = [n.id for n in decision.contested if not self.by_id(n.id).deleted]
             self.contested |= {frozenset((change["id"], other)) for other in still}
+            if decision.ends:
+                self._end(episode, decision.ends)
         elif decision.op is Op.UPDATE:
             entry = self.by_id(decision.targets[0].id)
             if self.update(entry, decision.text or fact.text, fact.event_at) == "UPDATE":
@@ -337,11 +339,13 @@ class Model:
                     expect(next(told), "DELETE", entry.text, entry.id)
         elif decision.targets:
             self.confirm(self.by_id(decision.targets[0].id), fact)
-        elif "retraction" in decision.guards:
-            ghost = self._made(episode, forget.retraction(fact.text) or fact.text, None)
-            ghost.ghost = ghost.deleted = True
-            ghost.delete_event_at = fact.event_at
-            self.add(ghost)
+
+    def _end(self, episode: Episode, text: str) -> None:
+        """The tombstone of what had ended before it was known."""
+        ghost = self._made(episode, text, None)
+        ghost.ghost = ghost.deleted = True
+        ghost.delete_event_at = episode.event_at
+        self.add(ghost)
 
     def _made(self, episode: Episode, text: str, memory_id: str | None) -> Entry:
         scope, metadata = episode.scope, dict(episode.metadata)
