@@ -27,7 +27,7 @@ class Limits:
     result_limit_max: int = 10_000
     lock_wait_s: float = 30.0  # how long a write waits for other processes
     reconcile_rounds_max: int = 5  # snapshot again when the owner moved; then ConflictError
-    neighbours_per_fact: int = 8  # shown to the decision
+    neighbours_per_fact: int = 12  # shown to the decision
     facts_per_episode_max: int = 40
     context_tokens: int = 200  # extraction: composed summary and last messages together
     context_messages_max: int = 10

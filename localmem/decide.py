@@ -163,8 +163,8 @@ def _asked(fact: Fact, neighbours: Sequence[Neighbour], policy: Policy) -> list[
     """The nearest neighbours worth asking about; none where one is an exact duplicate."""
     if _duplicate(fact, neighbours):
         return []
-    near = [other for other in neighbours if other.cosine >= policy.cosine_min]
-    return sorted(near, key=lambda other: -other.cosine)[: policy.asked_max]
+    near = [other for other in neighbours if other.nearness >= policy.cosine_min]
+    return sorted(near, key=lambda other: -other.nearness)[: policy.asked_max]
 
 
 # ------------------------------------------------------------------ what the model says

@@ -128,11 +128,15 @@ def marks_of(stretch: Stretch, words: Sequence[TaggedWord], *, word: float, begi
         yield from _mark(stretch, run)
 
 
+def trimmed(text: str, span: Span) -> Span:
+    """Without blanks, marks and joining words at its ends."""
+    found = _TRIMMED.fullmatch(text, span.start, span.end)
+    return span if found is None else Span(span.message, *found.span("words"))
+
+
 def _mark(stretch: Stretch, run: Sequence[TaggedWord]) -> Iterator[Mark]:
-    trimmed = _TRIMMED.fullmatch(stretch.text, run[0].start, run[-1].end)
-    if trimmed is None:
-        return
-    start, end = trimmed.span("words")
+    words = trimmed(stretch.text, Span(stretch.index, run[0].start, run[-1].end))
+    start, end = words.start, words.end
     for opening, closing in _CLOSING.items():
         if stretch.text.count(opening, start, end) > stretch.text.count(closing, start, end):
             end = max(end, 1 + stretch.text.find(closing, end, end + 3))

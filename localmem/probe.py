@@ -23,7 +23,7 @@ FILE = "probe.json"
 FORM = 1  # of the file
 SURE_MIN = 0.8  # probability of the reference's label from which another one here is a failure
 PROBABILITY_DIGITS = 4  # of what is told; the file's own rounding is finer
-_TOKENS_MAX = {"fact": 256, "wish": 48, "reword": 64}  # about those of run time
+_TOKENS_MAX = {"wish": 48, "reword": 64}  # about those of run time
 _MAKE = "python scripts/train/make_probe.py"
 
 Progress = Callable[[int, str], None]  # gets the number of prompts done and the id of the last one

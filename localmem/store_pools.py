@@ -356,7 +356,7 @@ def take_snapshot(tx: Tx, scope: Scope) -> Snapshot:
 def neighbours(
     tx: Tx, scope: Scope, text: str, vector: Vector, *, event_at: Instant, now: Instant, k: int
 ) -> tuple[Neighbour, ...]:
-    """The k most similar memories that a fact of this scope is reconciled with, nearest first.
+    """The k memories nearest to a fact of this scope, with which it is reconciled, nearest first.
 
     Union of vector, word and mention pools over the owner's rows whose run is the fact's or none, plus tombstones
     that became true after the fact: an older fact must not rise again.
@@ -365,40 +365,45 @@ def neighbours(
     if row is None:
         return ()
     owned = Reach(Scope(), row[0], now)
-    pools = [
-        vector_pool(tx, owned, vector, k * 4),
-        word_pool(tx, owned, text, k * 2),
-        mention_pool(tx, owned, text, k * 2),
-    ]
+    by_words = word_pool(tx, owned, text, k * 2)
+    pools = [vector_pool(tx, owned, vector, k * 4), by_words, mention_pool(tx, owned, text, k * 2)]
     candidates = list({version for pool in pools for version in pool})
     rows = tx.execute(
         f"{_NEIGHBOUR} where v.id in (select value from json_each(?2)) and m.head = v.id and m.deleted_at is null "
         "and (m.run_id is null or m.run_id is ?3) and (m.agent_id is null or m.agent_id is ?4) "
         "and (m.expires_at is null or m.expires_at > ?5) "
-        f"union all {_NEIGHBOUR} where m.owner_id = ?6 and m.delete_event_at > ?7 and v.suppressed = 0 "
+        f"union all select * from ({_NEIGHBOUR} where m.owner_id = ?6 and m.delete_event_at > ?7 and v.suppressed = 0 "
         "and m.head = v.id and (m.run_id is null or m.run_id is ?3) and (m.agent_id is null or m.agent_id is ?4) "
-        "order by 4 limit ?8",
+        "order by 4 limit ?8)",
         (vector.tobytes(), json.dumps(candidates), scope.run_id, scope.agent_id, now, row[0], event_at, k),
-    ).fetchall() + _taken_back(tx, row[0], text, event_at)
-    return tuple(
-        Neighbour(id_, number, text_, 1.0 - distance, valid_from, Actor(actor), agent, run, bool(deleted))
-        for id_, number, text_, distance, valid_from, actor, agent, run, deleted in rows
-    )
+    ).fetchall()
+    found = [
+        Neighbour(
+            id_, number, text_, 1.0 - distance, valid_from, Actor(actor), agent, run, bool(deleted),
+            by_words.get(version, 0.0),
+        )
+        for id_, number, text_, distance, valid_from, actor, agent, run, deleted, version in rows
+    ]  # fmt: skip
+    found.sort(key=lambda other: (-other.nearness, other.id))
+    return (*found[:k], *_taken_back(tx, row[0], text, event_at))
 
 
-def _taken_back(tx: Tx, owner: int, text: str, event_at: Instant) -> list[tuple[Any, ...]]:
+def _taken_back(tx: Tx, owner: int, text: str, event_at: Instant) -> list[Neighbour]:
     """Memories of these very words that their author asked to forget after the fact was said."""
-    rows: list[tuple[Any, ...]] = tx.execute(
-        "select m.id, h.number, v.text, 0.0, v.valid_from, m.actor, m.agent_id, m.run_id, 1 "
+    rows = tx.execute(
+        "select m.id, h.number, v.text, v.valid_from, m.actor, m.agent_id, m.run_id "
         "from version v join memory m on m.id = v.memory_id join version h on h.id = m.head "
         "where v.key = ? and m.owner_id = ? and m.delete_reason = 'user_request' and m.delete_event_at > ? limit 1",
         (rank.key(text), owner, event_at),
-    ).fetchall()
-    return rows
+    )
+    return [
+        Neighbour(id_, number, text_, 1.0, valid_from, Actor(actor), agent, run, deleted=True)
+        for id_, number, text_, valid_from, actor, agent, run in rows
+    ]
 
 
 _NEIGHBOUR = (
     "select m.id, v.number, v.text, vec_distance_cosine(x.embedding, ?1), v.valid_from, m.actor, m.agent_id, m.run_id, "
-    "m.deleted_at is not null "
+    "m.deleted_at is not null, v.id "
     "from version v join memory m on m.id = v.memory_id join memory_vec x on x.rowid = v.id"
 )

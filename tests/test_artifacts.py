@@ -494,22 +494,22 @@ def also_listed(listed: Path, path: str, content: bytes, table: str) -> None:
 def test_adapters_are_checked_against_the_manifest(listed: Path) -> None:
     assert artifacts.adapter_path() is None  # this manifest names none
     folder = listed / "adapter" / "localmem-x"
-    for name in ("fact-wish", "stance-reword"):
+    for name in ("wish", "stance-reword"):
         path = f"adapter/localmem-x/{name}.gguf"
         also_listed(listed, path, f"GGUF {name}".encode(), "[[generator.adapters]]\n")
     assert artifacts.adapter_path() == folder
     (status,) = [status for status in artifacts.list_models() if status.kind == "adapter"]
-    assert (status.name, status.path, status.bytes) == ("localmem-x", folder, len("GGUF fact-wishGGUF stance-reword"))
+    assert (status.name, status.path, status.bytes) == ("localmem-x", folder, len("GGUF wishGGUF stance-reword"))
     assert [s.sha256_ok for s in artifacts.verify() if s.kind == "adapter"] == [True]
     (folder / "stance.gguf").write_bytes(b"GGUF of an experiment")
     with pytest.raises(ModelFileError, match="stance.gguf is no adapter of the manifest; move it"):
         artifacts.adapter_path()
     (folder / "stance.gguf").unlink()
-    (folder / "fact-wish.gguf").write_bytes(b"GGUF fict-wash")
+    (folder / "wish.gguf").write_bytes(b"GGUF wash")
     with pytest.raises(ModelFileError, match="expected"):
         artifacts.adapter_path()
     assert [s.sha256_ok for s in artifacts.verify() if s.kind == "adapter"] == [False]
-    (folder / "fact-wish.gguf").unlink()
+    (folder / "wish.gguf").unlink()
     with pytest.raises(ModelNotFoundError, match="reinstall"):
         artifacts.adapter_path()
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import itertools
+import re
 import subprocess
 import sys
+from collections.abc import Callable
 from datetime import UTC, date, datetime, timedelta, timezone
 
 import pytest
@@ -246,6 +248,219 @@ def test_relative_phrases_become_absolute(fact: str, written: str) -> None:
 )
 def test_habits_and_absolute_dates_stay(fact: str) -> None:
     assert dates.rewrite(fact, WEDNESDAY) == fact
+
+
+# --- as_said ---
+
+
+@pytest.mark.parametrize(
+    ("said", "dated"),
+    [
+        ("I saw him yesterday", "I saw him on 2025-03-04"),
+        ("I got the keys today", "I got the keys on 2025-03-05"),
+        ("the exam is tomorrow", "the exam is on 2025-03-06"),
+        ("I met her the day before yesterday", "I met her on 2025-03-03"),
+        ("The day after tomorrow I fly", "On 2025-03-07 I fly"),
+        ("I slept badly last night", "I slept badly on 2025-03-04"),
+        ("I fly tomorrow at 9", "I fly on 2025-03-06 at 9"),
+        ("we met last Friday", "we met on 2025-02-28"),
+        ("LAST FRIDAY I QUIT", "On 2025-02-28 I QUIT"),
+        ("I leave this Friday", "I leave on 2025-03-07"),
+        ("by next Friday I pay", "by 2025-03-07 I pay"),
+        ("next Tuesday at 5pm works", "on 2025-03-11 at 5pm works"),
+        ("we meet Tuesday next week", "we meet on 2025-03-11"),
+        ("I sold it 2 days ago", "I sold it on 2025-03-03"),
+        ("In two weeks I fly", "On 2025-03-19 I fly"),
+        ("I fly in two weeks' time", "I fly on 2025-03-19"),
+        ("two weeks ago we met", "in the week of 2025-02-17 we met"),
+        ("I start next week", "I start in the week of 2025-03-10"),
+        ("I moved last month", "I moved in February 2025"),
+        ("Next month I move", "In April 2025 I move"),
+        ("last year we married", "in 2024 we married"),
+        ("five years ago I quit", "in 2020 I quit"),
+        ("next May I marry", "in May 2025 I marry"),
+        ("I need it by the end of the month", "I need it by the end of March 2025"),
+        ("last weekend we hiked", "on the weekend of 2025-03-01 we hiked"),
+        ("last summer we were in Greece", "in summer 2024 we were in Greece"),
+        ("last Christmas we skied", "at Christmas 2024 we skied"),
+        ("I marry on 12 September", "I marry on 2025-09-12"),
+        ("I fly on Friday 14 March", "I fly on 2025-03-14"),
+        ("from 11 to 13 March I am in Porto", "from 2025-03-11 to 2025-03-13 I am in Porto"),
+        ("I've been ill since yesterday", "I've been ill since 2025-03-04"),
+        ("I'm off until tomorrow", "I'm off until 2025-03-06"),
+        ("I need it for tomorrow", "I need it for 2025-03-06"),
+        ("I was ill yesterday and fly tomorrow", "I was ill on 2025-03-04 and fly on 2025-03-06"),
+        ("I liked last year's trip", "I liked the 2024 trip"),
+        ("I fly (tomorrow)!", "I fly (on 2025-03-06)!"),
+    ],
+)
+def test_sure_dates_are_written_out(said: str, dated: str) -> None:
+    assert dates.as_said(said, WEDNESDAY) == dated
+    assert dates.as_said(dated, WEDNESDAY) == dated
+
+
+def test_a_day_of_a_month_is_the_nearer_one() -> None:
+    at = dates.parse_instant("2025-06-04")
+    assert dates.as_said("we sailed on the 2nd of June", at) == "we sailed on 2025-06-02"
+    assert dates.as_said("we sailed on the 30th of May", at) == "we sailed on 2025-05-30"
+    assert dates.as_said("we will sail on the 7th of June", at) == "we will sail on 2025-06-07"
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        "the exam is on Friday",
+        "I had physio on Monday",
+        "Monday",
+        "I fly on Friday and land on Saturday",
+        "I moved in on the 1st",
+        "Friday the 14th I fly",
+        "I start in June",
+        "I was there from May to June",
+        "I've been ill since May",
+        "in summer we hike",
+        "at Christmas we ski",
+    ],
+)
+def test_days_past_or_to_come_are_left_with_the_day_they_were_said(said: str) -> None:
+    assert dates.as_said(said, WEDNESDAY) == f"{said} (said 2025-03-05)"
+
+
+def test_when_it_was_said_is_told_once_beside_the_values_that_are_sure() -> None:
+    said = "on Sunday I ran, yesterday I rested and on Friday I run"
+    assert dates.as_said(said, WEDNESDAY) == (
+        "on Sunday I ran, on 2025-03-04 I rested and on Friday I run (said 2025-03-05)"
+    )
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        "every Friday I swim",
+        "I usually swim on Tuesday",
+        "I swim on Fridays",
+        "Mondays",
+        "I swim on Monday mornings",
+        "I swim on Tuesday evenings at seven",
+        "I pay on the 1st of each month",
+        "on weekends we hike",
+        "I work Mon-Fri",
+        "I swim twice a week",
+        "my birthday is 3 May",
+        "my wife's birthday is on the 12th of September",
+        "our anniversary is in June",
+        "mein Geburtstag ist am 3. Mai",
+        "I always ski in winter",
+    ],
+)
+def test_habits_and_birthdays_come_again_and_are_left_alone(said: str) -> None:
+    assert dates.as_said(said, WEDNESDAY) == said
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        "",
+        "no dates here",
+        "it may rain",
+        "my friend May",
+        "I'm 40",
+        "I read it in 3 weeks",
+        "I work 9 to 5",
+        "I start on 2025-10-10",
+        "I start in June 2025",
+        "I was born on 12 September 1980",
+        "I have lived here since 2019",
+        "the wedding is 12/25/2026",
+        "I was there in March 2021",
+        "in the week of 2025-02-24",
+        "at Christmas 2024",
+    ],
+)
+def test_what_needs_no_date_stays(said: str) -> None:
+    assert dates.as_said(said, WEDNESDAY) == said
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        "ich war gestern beim Arzt",
+        "am Freitag fliege ich mit meiner Frau",
+        "ich bin letztes Jahr umgezogen",
+        "j'ai vu le médecin hier",
+        "ayer fui al médico con mi madre",
+        "ieri ho visto mia zia",
+        "ontem fui ao médico",
+        "gisteren was ik bij de tandarts",
+        "Я был у врача вчера",
+        "昨日医者に行きました",
+    ],
+)
+def test_other_languages_stay_as_they_are_with_the_day_they_were_said(said: str) -> None:
+    assert dates.as_said(said, WEDNESDAY) == f"{said} (said 2025-03-05)"
+
+
+def last_friday(day: date) -> date:
+    """The one before today."""
+    return next(before for n in range(1, 8) if (before := day - timedelta(days=n)).weekday() == 4)
+
+
+MEANINGS: dict[str, Callable[[date], date]] = {
+    "today": lambda day: day,
+    "tonight": lambda day: day,
+    "tomorrow": lambda day: day + timedelta(days=1),
+    "yesterday": lambda day: day - timedelta(days=1),
+    "last Friday": last_friday,
+    "in two weeks": lambda day: day + timedelta(days=14),
+}
+DAYS = st.dates(date(1900, 2, 1), date(2099, 11, 30))
+CLOCKS = st.integers(0, 86_399_999_999)
+
+
+def at_clock(day: date, microseconds: int) -> int:
+    return dates.parse_instant(day.isoformat()) + microseconds
+
+
+@given(DAYS, CLOCKS, st.sampled_from(sorted(MEANINGS)))
+def test_a_value_is_never_wrong(day: date, clock: int, phrase: str) -> None:
+    value = MEANINGS[phrase](day).isoformat()
+    at = at_clock(day, clock)
+    assert dates.as_said(f"I fly {phrase}", at) == f"I fly on {value}"
+    assert dates.as_said(f"{phrase.capitalize()} I see Ana", at) == f"On {value} I see Ana"
+    assert dates.as_said(f"my exam ({phrase}) and my trip", at) == f"my exam (on {value}) and my trip"
+
+
+MIXED = [*MEANINGS, "I", "we", "met", "fly", "will", "was", "the", "and", "or", "by", "since", "not", "(", ",", "Ana's"]
+
+
+@given(DAYS, CLOCKS, st.lists(st.sampled_from(MIXED), max_size=9).map(" ".join))
+def test_no_value_is_written_that_was_not_said(day: date, clock: int, said: str) -> None:
+    dated = dates.as_said(said, at_clock(day, clock))
+    values = {meaning(day).isoformat() for phrase, meaning in MEANINGS.items() if phrase in said}
+    assert {*re.findall(r"\d{4}-\d\d-\d\d", dated)} <= values
+
+
+# Not "in two weeks": beside words of the past that is how long, not when.
+SURE = [*MIXED, "next month", "2 days ago", "12 March"]
+SURE.remove("in two weeks")
+
+
+@given(DAYS, CLOCKS, st.lists(st.sampled_from(SURE), max_size=9).map(" ".join))
+def test_a_text_that_holds_its_years_is_left_as_it_is(day: date, clock: int, said: str) -> None:
+    at = at_clock(day, clock)
+    dated = dates.as_said(said, at)
+    assert "(said" in dated or dates.as_said(dated, at) == dated
+
+
+@given(st.text(max_size=80), st.integers(dates.FIRST, dates.LAST))
+def test_any_words_at_any_time_are_dated_or_left(text: str, at: int) -> None:
+    assert dates.as_said(text, at).count("(said ") <= text.count("(said ") + 1
+
+
+@given(DAYS, CLOCKS, st.lists(st.sampled_from([*MIXED, *WORDS]), max_size=9).map(" ".join))
+def test_when_it_was_said_is_told_at_most_once(day: date, clock: int, said: str) -> None:
+    dated = dates.as_said(said, at_clock(day, clock))
+    assert dated.count("(said ") == dated.endswith(f" (said {day.isoformat()})")
 
 
 # --- timestamps ---

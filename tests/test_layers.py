@@ -46,6 +46,7 @@ LAYERS = (  # top to bottom; a module may import its own layer and those below
         "prompts",
         "rank",
         "relate",
+        "retell",
         "config",
         "clauses",
         "clock",

@@ -517,11 +517,11 @@ class TestFiles:
     def test_a_folder_has_an_adapter_for_some_prompts(self, gguf: Path, model: LlamaGenerator, tmp_path: Path) -> None:
         folder = tmp_path / "localmem-two"
         folder.mkdir()
-        write_adapter(folder / "fact-wish.gguf", 0.05)
-        write_adapter(folder / "stance.gguf", 0.0)
+        write_adapter(folder / "stance-reword.gguf", 0.05)
+        write_adapter(folder / "wish.gguf", 0.0)
         turns = facts("I sail to Bergen").turns
-        asked = [Prompt(name, "1", turns) for name in ("fact", "stance", "wish", "merge", "fact", "stance")]
-        alone = LlamaGenerator(gguf, adapter=folder / "fact-wish.gguf")
+        asked = [Prompt(name, "1", turns) for name in ("stance", "wish", "reword", "merge", "stance", "wish")]
+        alone = LlamaGenerator(gguf, adapter=folder / "stance-reword.gguf")
         changed, plain = (one.score_labels(asked[0], "AB") for one in (alone, model))
         alone.close()
         generator = LlamaGenerator(gguf, adapter=folder)
@@ -533,7 +533,7 @@ class TestFiles:
         assert together == [pytest.approx(e, abs=0.05) for e in expected]
         assert generator.id == f"llama:{gguf.stem}+localmem-two"
         before = generator.fingerprint()["adapter"]
-        write_adapter(folder / "stance.gguf", 0.5)
+        write_adapter(folder / "wish.gguf", 0.5)
         assert generator.fingerprint()["adapter"] != before
         generator.close()
 

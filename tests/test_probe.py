@@ -27,7 +27,7 @@ from localmem.types import Prompt
 
 SCRIPT = Path(__file__).resolve().parent.parent / "scripts" / "train" / "make_probe.py"
 ADAPTER, BASE = "a" * 64, "b" * 64
-PROMPTS = {"fact": 14, "stance": 16, "wish": 6, "reword": 4}  # how many of each are shipped
+PROMPTS = {"stance": 22, "wish": 10, "reword": 8}  # how many of each are shipped
 
 
 def chances(name: str, **given: float) -> dict[str, float]:
@@ -43,11 +43,11 @@ def case(id: str, expected: Answer) -> Case:
 
 
 CASES = (
-    case("fact-tea", Answer({}, "- User drinks tea")),
+    case("reword-tea", Answer({}, "User drinks green tea")),
     case("stance-sure", Answer(chances("stance", changes=0.9), None)),
     case("stance-open", Answer(chances("stance", refines=0.45, changes=0.4), None)),
     case("wish-all", Answer(chances("wish", everything=0.8), "everything")),
-    case("reword-tea", Answer({}, "User drinks green tea")),
+    case("reword-hat", Answer({}, "User's hat is red")),
 )
 SAME = {each.id: each.expected for each in CASES}
 
@@ -59,7 +59,7 @@ def reference() -> Probe:
         made_on="2025-03-01",
         machine="an abacus",
         fingerprint={"generator": "llama:base+localmem", "model_sha256": BASE, "adapter": ADAPTER},
-        prompt_versions={name: prompts.load(name).version for name in ("fact", "stance", "wish", "reword")},
+        prompt_versions={name: prompts.load(name).version for name in ("stance", "wish", "reword")},
         cases=CASES,
     )
 
@@ -116,7 +116,7 @@ class TestComparing:
         assert not outcome.failed
         assert steps == list(enumerate(SAME, start=1))
         assert machine.calls == [
-            ("generate", "fact"),
+            ("generate", "reword"),
             ("score_labels", "stance"),
             ("score_labels", "stance"),
             ("score_labels", "wish"),
@@ -144,9 +144,8 @@ class TestComparing:
         assert (outcome.labels, outcome.failed) == ((), False)
         assert (outcome.shift_max, outcome.shift_id) == (0.055, "stance-sure")
 
-    @pytest.mark.parametrize("id", ["fact-tea", "wish-all", "reword-tea"])
-    def test_another_text_is_a_notice(self, reference: Probe, id: str) -> None:
-        text = {"fact-tea": "none", "wish-all": "last", "reword-tea": "User drinks black tea"}[id]
+    @pytest.mark.parametrize(("id", "text"), [("wish-all", "last"), ("reword-tea", "User drinks black tea")])
+    def test_another_text_is_a_notice(self, reference: Probe, id: str, text: str) -> None:
         outcome = probe.run(saying(id, text=text), reference)
         assert outcome.texts == (TextDifference(id, str(SAME[id].text), text),)
         assert not outcome.failed
@@ -159,10 +158,8 @@ class TestComparing:
         assert (outcome.labels, outcome.texts, outcome.failed) == ((), (), False)
 
     def test_an_outcome_is_json(self, reference: Probe) -> None:
-        told = probe.run(saying("fact-tea", text="none"), reference).to_dict()
-        assert json.loads(json.dumps(told))["texts"] == [
-            {"id": "fact-tea", "expected": "- User drinks tea", "found": "none"}
-        ]
+        told = probe.run(saying("wish-all", text="none"), reference).to_dict()
+        assert json.loads(json.dumps(told))["texts"] == [{"id": "wish-all", "expected": "everything", "found": "none"}]
 
 
 class TestAnotherModel:
@@ -179,8 +176,8 @@ class TestAnotherModel:
 
     def test_other_prompts(self, reference: Probe) -> None:
         machine = Machine()
-        old = replace(reference, prompt_versions={**reference.prompt_versions, "wish": "0" * 12, "fact": "1" * 12})
-        with pytest.raises(ModelFileError, match="for another model.*prompts fact, wish;"):
+        old = replace(reference, prompt_versions={**reference.prompt_versions, "wish": "0" * 12, "reword": "1" * 12})
+        with pytest.raises(ModelFileError, match="for another model.*prompts reword, wish;"):
             probe.run(machine, old)
         assert machine.calls == []
 
@@ -295,12 +292,12 @@ class TestCommand:
         assert "0.800 (stance-sure); the base model's file differs: llama:base+localmem here" in done.stderr
 
     def test_notices_alone_are_a_success(self, verify: Callable[..., Result]) -> None:
-        done = verify(saying("fact-tea", text="none"))
+        done = verify(saying("wish-all", text="none"))
         assert done.exit_code == 0
-        assert "notice\tfact-tea\t- User drinks tea\tnone\n" in done.stdout
+        assert "notice\twish-all\teverything\tnone\n" in done.stdout
 
     def test_json(self, verify: Callable[..., Result]) -> None:
-        told = json.loads(verify(saying("fact-tea", text="none"), "--json").stdout)
+        told = json.loads(verify(saying("wish-all", text="none"), "--json").stdout)
         assert set(told) == {"models", "probe"}
         assert (told["probe"]["asked"], told["probe"]["failed"], len(told["probe"]["texts"])) == (5, False, 1)
 
@@ -338,17 +335,15 @@ class TestMaking:
 
     def test_prompts_are_rendered_as_at_run_time(self, script: ModuleType) -> None:
         said = [{"role": "user", "name": "Ingrid", "content": "I start tomorrow"}]
-        fact = {"id": "f", "prompt": "fact", "at": "2025-03-01T09:00:00Z", "messages": said, "marked": "start tomorrow"}
-        made = script.case_of(fact)
-        shown = ["< Ingrid: I start tomorrow [2025-03-02]", "Ingrid: start tomorrow [2025-03-02]"]
-        assert made.turns[-1] == ("user", "\n".join(["2025-03-01 Sat", *shown]))
-        assert made.subjects == ("Ingrid", "Assistant")
+        told = script.case_of({"id": "t", "prompt": "stance", "fact": "Ann sings", "known": "Ann\nhums"})
+        assert told.turns[-1] == ("user", "new: Ann sings\nold: Ann hums")
         asked = script.case_of(
             {"id": "s", "prompt": "stance", "request": "lose my hat size", "known": "User has a hat"}
         )
         assert asked.turns[-1] == ("user", "new: User asks: lose my hat size\nold: User has a hat")
-        wish = script.case_of({"id": "w", "prompt": "wish", "earlier": [], "messages": said})
-        assert wish.turns[-1] == ("user", "Ingrid: I start tomorrow")
+        for earlier, line in (([], ""), ([{"role": "assistant", "content": "Any news?"}], "< assistant: Any news?\n")):
+            wish = script.case_of({"id": "w", "prompt": "wish", "earlier": earlier, "messages": said})
+            assert wish.turns[-1] == ("user", f"{line}Ingrid: I start tomorrow")
         reword = {
             "id": "r",
             "prompt": "reword",
@@ -358,15 +353,6 @@ class TestMaking:
         }
         assert script.case_of(reword).subjects == ("Ann",)
         assert script.case_of(reword).turns[-1] == ("user", "changes\nold: Ann's hat is red\nnew: Ann dyed it")
-
-    @pytest.mark.parametrize("words", ["start today", "Start tomorrow", "Sleep well", ""])
-    def test_marked_words_that_nobody_said_last_are_an_error(self, script: ModuleType, words: str) -> None:
-        said = [{"role": "user", "content": "I start tomorrow"}, {"role": "assistant", "content": "Sleep well!"}]
-        row = {"id": "fact-job", "prompt": "fact", "at": "2025-03-01T09:00:00Z", "messages": said, "marked": words}
-        with pytest.raises(SystemExit, match=f"fact-job: the marked words '{words}' do not stand in the last message"):
-            script.case_of(row)
-        with pytest.raises(SystemExit, match="fact-job: no message is a person's"):
-            script.case_of({**row, "messages": said[1:]})
 
     def test_the_cases_can_be_rendered(self, script: ModuleType) -> None:
         rows = [json.loads(line) for line in script.CASES.read_text(encoding="utf-8").splitlines()]
@@ -380,13 +366,13 @@ class TestMaking:
         assert kept.labels == {label: round(score, 6) for label, score in SAME["stance-sure"].labels.items()}
 
     def test_what_does_not_repeat_is_refused(self, script: ModuleType) -> None:
-        answers = iter([SAME["fact-tea"], Answer({}, "none")])
+        answers = iter([SAME["reword-tea"], Answer({}, "User drinks tea")])
 
         class Wavering(Machine):
             def _answer(self, prompt: Prompt) -> Answer:
                 return next(answers)
 
-        with pytest.raises(SystemExit, match="fact-tea: two answers of this machine differ"):
+        with pytest.raises(SystemExit, match="reword-tea: two answers of this machine differ"):
             script.answered(Wavering(), CASES[0])
 
     def test_a_model_that_was_not_tuned_is_refused(

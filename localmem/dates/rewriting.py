@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from datetime import date
 from functools import cache
 
 from localmem import rules
+from localmem.dates.instants import day_of
 from localmem.dates.languages import Language, language_of
 from localmem.dates.phrases import Found, find
 from localmem.dates.tense import IN_FACTS
@@ -20,11 +22,27 @@ def rewrite(text: str, at: Instant) -> str:
     of 2025-02-24"; after "by", "until", "since" only the value stands. Phrases that recur ("every Friday") and
     absolute ones ("in March", "12 September") stay as they are.
     """
+    found = (one for one in find(text, at, None, IN_FACTS) if one.phrase.relative and not _stays(text, one))
+    return _replaced(text, found)
+
+
+def as_said(text: str, at: Instant) -> str:
+    """A person's own words with the values of the dates that are sure; where others are left, when it was said.
+
+    "we sailed on the 2nd of June" becomes "we sailed on 2025-06-02". A weekday, the day of a month, a month or a season
+    may be past or to come: "on Friday (said 2025-06-04)" is true of both. Only English is rewritten.
+    """
+    undated = [one for one in find(text, at, None) if str(one.day.year) not in one.phrase.phrase]
+    sure = [one for one in undated if _is_sure(text, one, day_of(at)) and not _is_habit(text, one)]
+    left = [one for one in undated if one not in sure and not _is_habit(text, one)]
+    written = _replaced(text, sure)
+    return f"{written} (said {day_of(at).isoformat()})" if left else written
+
+
+def _replaced(text: str, every: Iterable[Found]) -> str:
     parts: list[str] = []
     last = 0
-    for found in find(text, at, None, IN_FACTS):
-        if not found.phrase.relative or not found.language or found.what == "month_end" or _recurs(text, found):
-            continue
+    for found in every:
         start, end, written = _written(text, found)
         if start < last:
             continue
@@ -33,24 +51,44 @@ def rewrite(text: str, at: Instant) -> str:
     return "".join((*parts, text[last:]))
 
 
-def annotated(text: str, at: Instant) -> str:
-    """The text with the value of each date phrase behind it: ``we met last Friday [2025-02-28]``.
+def _stays(text: str, found: Found) -> bool:
+    return not found.language or found.what == "month_end" or _recurs(text, found)
 
-    Phrases that recur and those that may are included, whoever reads it decides; values that stand in the text are not.
-    """
-    parts: list[str] = []
-    last = 0
-    for found in find(text, at, None):
-        if found.phrase.value in text or not found.language:
-            continue
-        end = found.core_end
-        while text[end - 1] in " .,;:!?":
-            end -= 1
-        if end <= last:
-            continue
-        parts += (text[last:end], f" [{found.phrase.value}]")
-        last = end
-    return "".join((*parts, text[last:]))
+
+def _is_sure(text: str, found: Found, today: date) -> bool:
+    """Whether a phrase means the same day whatever the tense, or nearly always the nearer one: 2 June."""
+    if found.language != "en" or found.phrase.phrase.endswith("'s"):
+        return False
+    if found.what in ("weekday", "dom", "season", "holiday", "month_end"):
+        return _POINTED.search(found.phrase.phrase) is not None
+    if found.phrase.relative:
+        return True
+    language = language_of("en")
+    past, coming = language.past.search(text), language.future.search(text)
+    against = (past and not coming and found.day > today) or (coming and not past and found.day < today)
+    return found.phrase.granularity in ("day", "time") and not against and _BORN.search(text) is None
+
+
+_POINTED = re.compile(r"(?i)\b(?:last|next|this|coming|past)\b")
+_BORN = re.compile(r"(?i)\bborn\b|\b(?:19|20)\d\d\b")  # in another year
+
+
+def _is_habit(text: str, found: Found) -> bool:
+    """ "Mondays", "every Friday", "Monday to Friday", "my birthday is 3 May"."""
+    pointed = _POINTED.search(found.phrase.phrase) or found.what not in ("weekday", "dom", "season", "holiday")
+    if found.phrase.relative and pointed:
+        return False
+    before, after = text[: found.phrase.start][-30:], text[found.core_end :]
+    listed = language_of(found.language or "en").listed_weekday
+    days = found.what == "weekday" and (
+        re.search(r"(?i)days$", found.phrase.phrase.strip()) or listed[0].search(before) or listed[1].match(after)
+    )
+    yearly = found.what != "weekday" and _YEARLY.search(text)
+    return bool(days or yearly or _EACH.match(after) or _habit().search(text))
+
+
+_EACH = re.compile(r"(?i)\W{0,2}(?:mornings|afternoons|evenings|nights|of (?:the|each|every) month)\b")
+_YEARLY = re.compile(r"(?i)birthday|anniversary|geburtstag|anniversaire|cumplea|complean|anivers|verjaardag")
 
 
 def _recurs(text: str, found: Found) -> bool:
@@ -92,6 +130,8 @@ def _written(text: str, found: Found) -> tuple[int, int, str]:
     kept = _leading(inside, language.keep)
     if kept:
         return start, end, f"{inside[: len(kept)]} {bare}"
+    if found.language == "en" and text[:start].lower().endswith(" the "):
+        start -= len("the ")
     before = text[:start]
     if _trailing(before, language.keep):
         return start, end, bare

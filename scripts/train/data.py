@@ -1,6 +1,6 @@
 """Gold rows to training examples: exactly the prompts that localmem asks at run time, as token ids.
 
-A row of ``extract.jsonl`` becomes one example of the prompt `fact` for each fact, and where it is marked one of `wish`.
+A row of ``extract.jsonl`` that asks to forget something, and a share of the others, becomes one of `wish`.
 A row of ``decide.jsonl`` becomes one of `stance` whose branches are its memories, and for an UPDATE one of `reword`.
 """
 
@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from localmem import clauses, dates, marks, prompts, tuned
+from localmem import prompts, tuned
 from localmem.llm import LlamaGenerator
 from localmem.types import Message, Prompt, Span
 
@@ -28,11 +28,8 @@ STANCES = {
     "retracts": "retracts",
     "forget": "retracts",
 }
-MARKS = {"semantic": "-", "episodic": "@", "procedural": "!"}
 OTHERS_SHARE = 0.5  # rows that get a memory of another row beside their own
 WISHES_NONE = 0.35  # everyday messages that are shown as no forget request
-CLAUSE_SHARE = 0.3  # of the facts are shown by the clause around their quote
-IDLE_SHARE = 0.4  # of the rows also show words with nothing to keep
 WISHES_TIMES = 3  # how often a marked one is shown in a pass: they are few
 
 
@@ -103,53 +100,14 @@ def quoted(text: str, said: Sequence[Message]) -> Span | None:
     return None
 
 
-def facts_reply(facts: Iterable[dict[str, Any]]) -> str:
-    return "\n".join(f"{MARKS[fact['kind']]} {fact['text']}" for fact in facts) or "none"
-
-
 def extract_examples(rows: Sequence[dict[str, Any]], tokeniser: Tokeniser, seed: int) -> Iterator[Example]:
     draw = random.Random(seed)
     for row in rows:
         said, recent = messages(row["messages"]), messages(row["recent"])
-        yield from _fact_examples(row, said, recent, tokeniser, draw)
         times = WISHES_TIMES if "forget" in row else int(draw.random() < WISHES_NONE)
         if times:
             shared = tokeniser.prompt(tuned.wish_prompt(said, recent))
             yield from [Example("wish", row["id"], shared, tokeniser.reply(wish_reply(row)))] * times
-
-
-def _fact_examples(
-    row: dict[str, Any], said: Sequence[Message], recent: Sequence[Message], tokeniser: Tokeniser, draw: random.Random
-) -> Iterator[Example]:
-    """One example for each fact, from its quote or the clause around it; and one of words with nothing to keep."""
-    at = dates.parse_instant(row["at"])
-
-    def example(span: Span, facts: Sequence[dict[str, Any]]) -> Example:
-        prompt = tuned.fact_prompt(said, span, recent, at)
-        return Example("fact", row["id"], tokeniser.prompt(prompt), tokeniser.reply(facts_reply(facts)))
-
-    quotes = [(fact, span) for fact in row["facts"] if (span := quoted(fact["quote"], said))]
-    for fact, span in quotes:
-        wide = _clause_around(said, span, [other for _, other in quotes if other is not span])
-        yield example(wide if wide and draw.random() < CLAUSE_SHARE else span, [fact])
-    idle = [
-        Span(i, one.start, one.end)
-        for i, m in enumerate(said)
-        if marks.is_person(m)
-        for one in clauses.clauses(m.content)
-        if not any(q.message == i and q.start < one.end and q.end > one.start for _, q in quotes)
-    ]
-    if idle and draw.random() < IDLE_SHARE:
-        yield example(draw.choice(idle), [])
-
-
-def _clause_around(said: Sequence[Message], span: Span, others: Sequence[Span]) -> Span | None:
-    """The clause that holds a quote and none of another fact's."""
-    for one in clauses.clauses(said[span.message].content):
-        if one.start <= span.start and span.end <= one.end:
-            shared = any(o.message == span.message and o.start < one.end and o.end > one.start for o in others)
-            return None if shared else Span(span.message, one.start, one.end)
-    return None
 
 
 def wish_reply(row: dict[str, Any]) -> str:

@@ -19,10 +19,10 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from localmem import artifacts, dates, marks, probe, prompts, tuned
+from localmem import artifacts, probe, prompts, tuned
 from localmem.llm import LlamaGenerator
 from localmem.probe import Answer, Case, Probe
-from localmem.types import Message, Span
+from localmem.types import Message
 
 CASES = Path(__file__).with_name("probe_cases.jsonl")
 TARGET = Path(__file__).resolve().parents[2] / "models" / probe.FILE
@@ -72,12 +72,7 @@ def case_of(row: Mapping[str, Any]) -> Case:
     """The prompt as run time would render it, its answer still open."""
     said, earlier = messages(row.get("messages", ())), messages(row.get("earlier", ()))
     subjects: tuple[str, ...] = ()
-    if row["prompt"] == "fact":
-        span = marked(row["id"], said, row["marked"])
-        prompt = tuned.fact_prompt(said, span, earlier, dates.parse_instant(row["at"]))
-        subjects = tuple(message.name for message in said if message.name) or ("User", "Users")
-        subjects += ("Assistant",)
-    elif row["prompt"] == "wish":
+    if row["prompt"] == "wish":
         prompt = tuned.wish_prompt(said, earlier)
     elif row["prompt"] == "stance":
         prompt = tuned.stance_prompt(row["fact"] if "fact" in row else tuned.asked(row["request"]), row["known"])
@@ -85,17 +80,6 @@ def case_of(row: Mapping[str, Any]) -> Case:
         prompt = tuned.reword_prompt(row["stance"], [row["known"]], row["fact"])
         subjects = tuple(sorted({subject_of(row["known"]), subject_of(row["fact"])}))
     return Case(row["id"], prompt.name, prompt.turns, subjects, Answer({}, None))
-
-
-def marked(id: str, said: Sequence[Message], words: str) -> Span:
-    """Where the words to be told stand in the last message of a person; SystemExit where they don't."""
-    people = [index for index, message in enumerate(said) if marks.is_person(message)]
-    if not people:
-        raise SystemExit(f"{id}: no message is a person's, so nothing in it can be marked")
-    start = said[people[-1]].content.find(words) if words else -1
-    if start < 0:
-        raise SystemExit(f"{id}: the marked words {words!r} do not stand in the last message of a person")
-    return Span(people[-1], start, start + len(words))
 
 
 def messages(rows: Any) -> list[Message]:

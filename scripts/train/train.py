@@ -26,7 +26,7 @@ from torch.nn import functional as F
 
 from localmem.llm import LlamaGenerator
 
-TASKS = ("fact", "wish", "stance", "reword")
+TASKS = ("wish", "stance", "reword")
 TOKENS_MAX = 480  # longer examples are left out of training
 FIRST_WEIGHT = 4.0  # the first token of a reply says whether there is anything to keep
 
