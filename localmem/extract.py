@@ -12,6 +12,7 @@ and the model only chooses between wordings made of the person's own words, so t
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -277,7 +278,7 @@ def _marked_facts(
 def _joined(found: Sequence[marks.Mark], messages: Sequence[Message]) -> list[marks.Mark]:
     """The marks, those that can't be told by themselves with what stands before them."""
     joined: list[marks.Mark] = []
-    for mark in found:
+    for mark in (part for one in found for part in _by_sentence(one, messages)):
         span, text = mark.span, messages[mark.span.message].content
         last = joined[-1] if joined and joined[-1].span.message == span.message else None
         start = _told_from(mark, messages)
@@ -290,6 +291,22 @@ def _joined(found: Sequence[marks.Mark], messages: Sequence[Message]) -> list[ma
             mark = replace(mark, span=marks.trimmed(text, replace(span, start=start)))
         joined.append(mark)
     return joined
+
+
+def _by_sentence(mark: marks.Mark, messages: Sequence[Message]) -> Iterator[marks.Mark]:
+    """A mark of several sentences, cut before each that can be told by itself: one memory for each fact."""
+    span, text = mark.span, messages[mark.span.message].content
+    starts = [span.start]
+    for start, _ in clauses.sentences(text[span.start : span.end])[1:]:
+        rest = replace(mark, span=replace(span, start=span.start + start))
+        ended = text[: rest.span.start].rstrip(" ").endswith((".", "!", "?"))
+        if ended and _wording(rest, messages, None) and _told_from(rest, messages) == rest.span.start:
+            starts.append(rest.span.start)
+    for start, end in itertools.pairwise([*starts, span.end]):
+        cut = end < span.end
+        yield replace(
+            mark, span=marks.trimmed(text, Span(span.message, start, end)) if cut else Span(span.message, start, end)
+        )
 
 
 def _told_from(mark: marks.Mark, messages: Sequence[Message]) -> int:

@@ -544,6 +544,22 @@ class TestJoining:
     """Marks that can't be told alone, with what stands before them."""
 
     @pytest.mark.parametrize(
+        ("text", "facts"),
+        [
+            ("My name is Mara. I moved to Utrecht!", ["User's name is Mara", "User moved to Utrecht"]),
+            ("I keep bees. It is a lot of work", ["User keeps bees. It is a lot of work"]),
+            ("I row. Eight of them, no cox", ["User rows. Eight of them, no cox"]),
+            ("I work at\nthe mill", ["User works at the mill"]),
+            (
+                "my dad mends organs. he's got a shop (in Linz)",
+                ["User's dad mends organs", "User's dad has got a shop (in Linz)"],
+            ),
+        ],
+    )
+    def test_a_mark_of_several_sentences_is_cut_before_what_stands_alone(self, text: str, facts: list[str]) -> None:
+        assert made(text, text) == facts
+
+    @pytest.mark.parametrize(
         ("text", "phrases", "expected"),
         [
             ("my boat leaks. it sinks at times.", ["it sinks at times"], ["User's boat leaks. it sinks at times"]),

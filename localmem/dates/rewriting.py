@@ -75,16 +75,18 @@ _BORN = re.compile(r"(?i)\bborn\b|\b(?:19|20)\d\d\b")  # in another year
 
 def _is_habit(text: str, found: Found) -> bool:
     """ "Mondays", "every Friday", "Monday to Friday", "my birthday is 3 May"."""
+    before, after = text[: found.phrase.start][-30:], text[found.core_end :]
+    if _EACH.match(after):
+        return True
     pointed = _POINTED.search(found.phrase.phrase) or found.what not in ("weekday", "dom", "season", "holiday")
     if found.phrase.relative and pointed:
         return False
-    before, after = text[: found.phrase.start][-30:], text[found.core_end :]
     listed = language_of(found.language or "en").listed_weekday
     days = found.what == "weekday" and (
         re.search(r"(?i)days$", found.phrase.phrase.strip()) or listed[0].search(before) or listed[1].match(after)
     )
     yearly = found.what != "weekday" and _YEARLY.search(text)
-    return bool(days or yearly or _EACH.match(after) or _habit().search(text))
+    return bool(days or yearly or _habit().search(text))
 
 
 _EACH = re.compile(r"(?i)\W{0,2}(?:mornings|afternoons|evenings|nights|of (?:the|each|every) month)\b")
