@@ -315,7 +315,16 @@ def _told_from(mark: marks.Mark, messages: Sequence[Message]) -> int:
     marked, told = text[span.start : span.end], _wording(mark, messages, None) is not None
     if _LEANING.match(marked) and not (told and retell.names_relative(marked)):
         return _sentence_start(text, max(0, _sentence_start(text, span.start) - 2))
-    return span.start if told else _sentence_start(text, span.start)
+    held = _HEDGE.search(text[max(0, span.start - _NEAR_CHARS) : span.start])
+    return span.start if told and not held else _sentence_start(text, span.start)
+
+
+# Words before a clause without which it would say too much: "I'm not sure if", "my sister says".
+_HEDGE = re.compile(
+    r"\b(?:make sure|not sure|unsure|wonder(?:ing)?|whether|if|unless|says?|said|thinks?|claims?|pretend(?:ing)?"
+    r"|imagine)(?: (?:if|that|whether))?\s*$",
+    re.IGNORECASE,
+)
 
 
 def _sentence_start(text: str, position: int) -> int:

@@ -88,7 +88,7 @@ def _elided(text: str, subject: str) -> str | None:
     if low in listed("verbs", "adverbs"):
         return likeliest(_after_adverb(turned, subject)) or None
     asks = low in listed("openings", "unclear") and following in ("my", "our")
-    if not following or asks or following in listed("openings", "asked_after"):
+    if not following or asks or following.partition("'")[0] in listed("openings", "asked_after"):
         return None
     clear = following in listed("openings", "after_verb") or following[:1].isdigit()
     if low.endswith("ing") and len(low) > 4 and low not in listed("openings", "no_participle"):

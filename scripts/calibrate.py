@@ -30,6 +30,9 @@ from localmem.llm import LlamaGenerator
 from localmem.types import Fact, Generator, Judge, Neighbour, Relation
 
 DESTRUCTIVE_MAX = 0.015  # of the calibration rows; 0.02 is what must hold on others
+# The rows hold far more changes than talk does: in four long conversations 11 of 13 updates of a chance from 0.60 to
+# 0.65 replaced what was still true, of 46 surer ones 26.
+CHANGES_MIN = 0.65
 FALSE_ALARMS_MAX = 0.007  # forget requests seen in other messages; a memory must be meant too before it goes
 FOLDS = 5
 Scores = Mapping[Relation, float]
@@ -113,7 +116,7 @@ def outcomes(told: np.ndarray, pairs: Sequence[Pair], accept: Sequence[float]) -
 
 def bounds(told: np.ndarray, pairs: Sequence[Pair]) -> tuple[float, float, float]:
     """The bounds of same, changes and retracts with the most right operations at few enough destructive errors."""
-    grid = itertools.product(np.arange(0.2, 0.7, 0.1), np.arange(0.3, 0.96, 0.05), np.arange(0.3, 0.96, 0.05))
+    grid = itertools.product(np.arange(0.2, 0.7, 0.1), np.arange(CHANGES_MIN, 0.96, 0.05), np.arange(0.3, 0.96, 0.05))
     best, chosen = -1, (0.5, 0.95, 0.95)
     for same, changes, retracts in grid:
         count, right, wrong = outcomes(told, pairs, (same, changes, retracts))

@@ -564,6 +564,8 @@ class TestJoining:
         [
             ("my boat leaks. it sinks at times.", ["it sinks at times"], ["User's boat leaks. it sinks at times"]),
             ("The lamp is red. I sold it.", ["I sold it"], ["The lamp is red. User sold it"]),
+            ("My sister says I smoke.", ["I smoke"], ["User's sister says User smokes"]),
+            ("I row. I'm not sure if I own the boat", ["I own the boat"], ["User is not sure if User owns the boat"]),
             (
                 "my dad mends organs. he's got a shop.",
                 ["my dad mends organs", "he's got a shop"],
