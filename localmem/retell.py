@@ -108,9 +108,10 @@ def _in_place(text: str, subject: str) -> str | None:
     first = text.split()[0].lower().strip(",;:")
     if first in listed("openings", "unclear") | listed("openings", "asking") | listed("signals", "imperative"):
         return None
-    if (first in _SPEAKING and " and " not in text) or (
-        first == "when" and text.split()[1].lower() in listed("openings", "unclear")
-    ):
+    following = " ".join(text.split()[1:2]).lower()
+    if first in _SPEAKING and " and " not in text:
+        return None
+    if first == "when" and following in listed("openings", "unclear"):  # "when can I eat"
         return None
     if not any(token.lower().strip(',.;:!?()"') in _SPEAKING for token in text.split()):
         return None
@@ -198,9 +199,8 @@ def _verb(low: str) -> tuple[str, ...]:
         return (irregular[low],)
     if low in listed("verbs", "fixed") or not low.isalpha():
         return (low,)
-    if (low.endswith(("ed", "ing")) and len(low) > 4) or (
-        low.endswith("s") and low[:-1] in listed("openings", "elided")
-    ):
+    gerund = low.endswith("ing") and len(low) > 4 and low not in listed("openings", "no_participle")
+    if _is_past(low) or gerund or (low.endswith("s") and low[:-1] in listed("openings", "elided")):
         return (low,)
     third = _third_person(low)
     return (low, third) if low in listed("verbs", "either") else (third,)

@@ -261,6 +261,8 @@ def test_a_subject_left_out_is_put_in(said: str, told: str) -> None:
         ("string quartets bore me", "String quartets bore User"),
         ("swimming is my sport", "Swimming is User's sport"),
         ("when I was ten I broke my leg", "When User was ten User broke User's leg"),
+        ("on Mondays I bring cake", "On Mondays User brings cake"),
+        ("at last I dyed my hair", "At last User dyed User's hair"),
         ("although I'm Dutch I live in Bonn", "Although User is Dutch User lives in Bonn"),
         ("youth work is my job", "Youth work is User's job"),
     ],
@@ -319,6 +321,10 @@ def test_what_is_unsure_or_cannot_stand_alone_is_left_to_a_quotation(said: str) 
         "was I rude",
         "what do I do",
         "does my dog need shots",
+        "when can I eat",
+        "have I mentioned my cat",
+        "is my boss right",
+        "when",
     ],
 )
 def test_a_question_is_no_statement(said: str) -> None:
