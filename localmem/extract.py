@@ -302,11 +302,17 @@ def _by_sentence(mark: marks.Mark, messages: Sequence[Message]) -> Iterator[mark
         ended = text[: rest.span.start].rstrip(" ").endswith((".", "!", "?"))
         if ended and _wording(rest, messages, None) and _told_from(rest, messages) == rest.span.start:
             starts.append(rest.span.start)
-    for start, end in itertools.pairwise([*starts, span.end]):
-        cut = end < span.end
-        yield replace(
-            mark, span=marks.trimmed(text, Span(span.message, start, end)) if cut else Span(span.message, start, end)
-        )
+    starts += [joint.end() for joint in _AND_ANOTHER.finditer(text, span.start, span.end)]
+    for start, end in itertools.pairwise([*sorted(set(starts)), span.end]):
+        part = Span(span.message, start, end)
+        yield replace(mark, span=part if end == span.end else marks.trimmed(text, part))
+
+
+# "Petra is vegetarian and Emil can't have nuts": two people, two memories.
+_SAYS = r"(?:is|are|was|were|has|had|can|can['’]t|cannot|will|won['’]t|does|doesn['’]t|did|didn['’]t|[a-z]{2,}(?:s|ed))"
+_NAMED = rf"[A-ZÀ-Þ][\w'’-]{{1,30}} {_SAYS} "
+_NAMED_FIRST = re.compile(_NAMED)
+_AND_ANOTHER = re.compile(rf"(?<!\w){_NAMED}[^.!?;\n]{{2,80}}?,? (?:and|but|while) (?={_NAMED})")
 
 
 def _told_from(mark: marks.Mark, messages: Sequence[Message]) -> int:
@@ -316,7 +322,8 @@ def _told_from(mark: marks.Mark, messages: Sequence[Message]) -> int:
     if _LEANING.match(marked) and not (told and retell.names_relative(marked)):
         return _sentence_start(text, max(0, _sentence_start(text, span.start) - 2))
     held = _HEDGE.search(text[max(0, span.start - _NEAR_CHARS) : span.start])
-    return span.start if told and not held else _sentence_start(text, span.start)
+    stands = told or _NAMED_FIRST.match(marked)
+    return span.start if stands and not held else _sentence_start(text, span.start)
 
 
 # Words before a clause without which it would say too much: "I'm not sure if", "my sister says".

@@ -551,6 +551,11 @@ class TestJoining:
             ("I row. Eight of them, no cox", ["User rows. Eight of them, no cox"]),
             ("I work at\nthe mill", ["User works at the mill"]),
             (
+                "Petra is vegetarian and Emil can't have nuts",
+                ['User said: "Petra is vegetarian"', 'User said: "Emil can\'t have nuts"'],
+            ),
+            ("Petra and Emil eat no nuts at home", ['User said: "Petra and Emil eat no nuts at home"']),
+            (
                 "my dad mends organs. he's got a shop (in Linz)",
                 ["User's dad mends organs", "User's dad has got a shop (in Linz)"],
             ),
