@@ -336,7 +336,7 @@ _HEDGE = re.compile(
 
 def _sentence_start(text: str, position: int) -> int:
     near = max(0, position - _NEAR_CHARS)
-    every = [start for start, _ in clauses.sentences(text[near:]) if near + start <= position]
+    every = [start for start, _ in clauses.sentences(text[near : position + _NEAR_CHARS]) if near + start <= position]
     return near + every[-1] if every else position
 
 
@@ -378,14 +378,13 @@ def _quoted_fact(
     enough = len(support.content(text)) >= (1 if asked else _QUOTED_WORDS_MIN) or (asked and _ANSWER.match(text))
     if len(text) > FACT_CHARS_MAX or not enough:
         return None
-    words_said, day = _DAY_SAID.fullmatch(text).groups()  # type: ignore[union-attr]  # it matches every text
+    said = dates.SAID_ON.sub("", text)
     who = f'{_name(message)}, asked "{asked}", said' if asked else f"{_name(message)} said"
-    told = f'{who}: "{words_said}"{day}'
+    told = f'{who}: "{said}"{text[len(said) :]}'
     return Fact(told, quote=quote, span=span, kind=mark.kind, actor=Actor.USER, event_at=event_at), ()
 
 
 _ANSWER = re.compile(r"(?:yes|yep|yeah|no|nope|ja|nein|oui|non|sí|si|sì|sim|não|nee)\b", re.IGNORECASE)
-_DAY_SAID = re.compile(r"(.*?)((?: \(said \d{4}-\d\d-\d\d\))?)")
 
 
 def _question(earlier: Message | None, message: Message) -> str:

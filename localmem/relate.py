@@ -10,7 +10,7 @@ import re
 from collections.abc import Iterator, Sequence
 from functools import cache
 
-from localmem import rules, words
+from localmem import dates, rules, words
 
 JOINED_WORDS_MAX = 36  # as long as the longest wordings that the tuned model learnt
 _JOINT = "; "
@@ -19,7 +19,6 @@ _NAME = re.compile(r"(?<=[ (\"'“])[A-ZÀ-Þ][\w'’-]+")
 REPEATED_SHARE = 0.5  # of the fact's content words, in the memory that is said to hold it already
 PARAPHRASE_COSINE = 0.85  # or this near in meaning
 _NUMBER = re.compile(r"\d+(?:[.,:/-]\d+)*")
-_SAID_ON = re.compile(r" \(said \d{4}-\d\d-\d\d\)$")
 
 # Signals that mean more or less depending on how near the two are.
 _CUES = ("ending", "changing", "negated", "no_longer", "adding", "number_differs", "name_differs", "past", "open")
@@ -173,7 +172,7 @@ def names(text: str) -> frozenset[str]:
 
 def numbers(text: str) -> frozenset[str]:
     """Numbers, dates and times as written, without the day when it was said (`dates.as_said`)."""
-    return frozenset(_NUMBER.findall(_SAID_ON.sub("", text)))
+    return frozenset(_NUMBER.findall(dates.SAID_ON.sub("", text)))
 
 
 def conflicts(fact: str, known: str) -> bool:

@@ -11,11 +11,12 @@ import. So our rules come first, and it is imported only when needed.
 from localmem.dates.instants import FIRST, LAST, parse_instant, parse_loose, to_iso
 from localmem.dates.phrases import DatePhrase, resolve
 from localmem.dates.reading import readings, spans_from
-from localmem.dates.rewriting import as_said, rewrite
+from localmem.dates.rewriting import SAID_ON, as_said, rewrite
 
 __all__ = [
     "FIRST",
     "LAST",
+    "SAID_ON",
     "DatePhrase",
     "as_said",
     "parse_instant",

@@ -32,11 +32,15 @@ def as_said(text: str, at: Instant) -> str:
     "we sailed on the 2nd of June" becomes "we sailed on 2025-06-02". A weekday, the day of a month, a month or a season
     may be past or to come: "on Friday (said 2025-06-04)" is true of both. Only English is rewritten.
     """
+    today = day_of(at)
     undated = [one for one in find(text, at, None) if str(one.day.year) not in one.phrase.phrase]
-    sure = [one for one in undated if _is_sure(text, one, day_of(at)) and not _is_habit(text, one)]
-    left = [one for one in undated if one not in sure and not _is_habit(text, one)]
+    once = [one for one in undated if not _is_habit(text, one)]
+    sure = [one for one in once if _is_sure(text, one, today)]
     written = _replaced(text, sure)
-    return f"{written} (said {day_of(at).isoformat()})" if left else written
+    return f"{written} (said {today.isoformat()})" if len(sure) < len(once) else written
+
+
+SAID_ON = re.compile(r" \(said \d{4}-\d\d-\d\d\)$")  # what `as_said` puts behind a text
 
 
 def _replaced(text: str, every: Iterable[Found]) -> str:
