@@ -51,6 +51,7 @@ class Policy:
     meant_min: float = 0.5  # probability that a memory is meant by it
     paraphrases: bool = False  # whether the model knows the same thing said in quite other words
     judge_weights: Mapping[str, float] = field(default_factory=dict)  # as of the generator's; none: it is not asked
+    crowd_weights: Mapping[str, float] = field(default_factory=dict)  # class -> weight of how near the others are
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,6 +76,7 @@ def policy_for(generator_id: str | None, judge_id: str | None = None) -> Policy:
         weights=table["weights"],
         label_weights=chosen["labels"],
         judge_weights=chosen.get("judged", {}),
+        crowd_weights=chosen.get("crowd", {}),
         offsets=chosen.get("offsets", dict.fromkeys(_OPS, 0.0)),
         signal_scale=chosen["signal_scale"],
         calibrated=chosen["calibrated"],
@@ -268,6 +270,7 @@ def chances(
         totals[name] = policy.signal_scale * total + policy.label_weights[name] * odds[name] + policy.offsets[name]
         if judged is not None and policy.judge_weights:
             totals[name] += policy.judge_weights[name] * judged[name]
+        totals[name] += policy.crowd_weights.get(name, 0.0) * seen["crowd"]
     norm = _log_sum(list(totals.values()))
     return {name: math.exp(total - norm) for name, total in totals.items()}
 

@@ -58,6 +58,7 @@ def _plain(fact: str, known: str, cosine: float, cosines: Sequence[float]) -> It
     yield "known_all_covered", known_covered == 1
     yield "nearest", not others or cosine >= others[0]
     yield "lead", cosine - (others[0] if others else 0.3)
+    yield "crowd", sum(others) / len(others) if others else 0.3
     yield "new_words", min(len(new - old), 6) / 3
     yield "old_words", min(len(old - new), 6) / 3
     yield "longer", max(-6, min(6, len(said) - len(kept))) / 3

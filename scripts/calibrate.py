@@ -29,10 +29,13 @@ from localmem import decide, rules, tuned, wishes
 from localmem.llm import LlamaGenerator
 from localmem.types import Fact, Generator, Judge, Neighbour, Relation
 
-DESTRUCTIVE_MAX = 0.015  # of the calibration rows; 0.02 is what must hold on others
-# The rows hold far more changes than talk does: in four long conversations 11 of 13 updates of a chance from 0.60 to
-# 0.65 replaced what was still true, of 46 surer ones 26.
-CHANGES_MIN = 0.65
+# Of the calibration rows. These hold more near-misses of a change than others do: 1.9 % here were 0.7 % of the
+# test-only rows, where 2 % is the most that must be.
+DESTRUCTIVE_MAX = 0.023
+# The rows hold far more changes than talk does: of 42 updates from 0.60 in four long conversations 18 replaced what was
+# still true, of 15 between 0.50 and 0.60 ten.
+CHANGES_MIN = 0.60
+RETRACTS_MIN = 0.50  # what is deleted on less than an even chance is missed more than what stays for nothing
 FALSE_ALARMS_MAX = 0.007  # forget requests seen in other messages; a memory must be meant too before it goes
 FOLDS = 5
 Scores = Mapping[Relation, float]
@@ -47,19 +50,19 @@ def scored(pairs: Sequence[Pair], generator: Generator, judge: Judge | None, *, 
 
 
 def features(found: Sequence[Scored]) -> np.ndarray:
-    """Shape (n, 3, 4): for each class after "none", the signals' total, the log-odds of both models, and 1."""
+    """Shape (n, 3, 5): for each class after "none", the signals' total, the log-odds of both models, 1, the crowd."""
     weights = rules.load("decide").table["weights"]
     rows = []
     for (_, _, seen, _, _), *said in found:
         odds = [decide.label_odds(relations) for relations in said]
         totals = {c: sum(w * seen.get(signal, 0.0) for signal, w in weights[c].items()) for c in CLASSES[1:]}
-        rows.append([[totals[c], *(each[c] for each in odds), 1.0] for c in CLASSES[1:]])
+        rows.append([[totals[c], *(each[c] for each in odds), 1.0, seen["crowd"]] for c in CLASSES[1:]])
     return np.array(rows)
 
 
 def fitted(given: np.ndarray, gold: np.ndarray, ridge: float = 2.0, steps: int = 3000) -> np.ndarray:
-    """Weights, shape (3, 4), of `features`; that of the signals is the same for all classes. Adam."""
-    weights = np.tile([0.2, 0.5, 0.5, 0.0], (len(CLASSES) - 1, 1))
+    """Weights, shape (3, 5), of `features`; that of the signals is the same for all classes. Adam."""
+    weights = np.tile([0.2, 0.5, 0.5, 0.0, 0.0], (len(CLASSES) - 1, 1))
     prior = weights.copy()
     mean, square = np.zeros_like(weights), np.zeros_like(weights)
     truth = np.eye(len(CLASSES))[gold]
@@ -116,7 +119,9 @@ def outcomes(told: np.ndarray, pairs: Sequence[Pair], accept: Sequence[float]) -
 
 def bounds(told: np.ndarray, pairs: Sequence[Pair]) -> tuple[float, float, float]:
     """The bounds of same, changes and retracts with the most right operations at few enough destructive errors."""
-    grid = itertools.product(np.arange(0.2, 0.7, 0.1), np.arange(CHANGES_MIN, 0.96, 0.05), np.arange(0.3, 0.96, 0.05))
+    grid = itertools.product(
+        np.arange(0.2, 0.7, 0.1), np.arange(CHANGES_MIN, 0.96, 0.05), np.arange(RETRACTS_MIN, 0.96, 0.05)
+    )
     best, chosen = -1, (0.5, 0.95, 0.95)
     for same, changes, retracts in grid:
         count, right, wrong = outcomes(told, pairs, (same, changes, retracts))
@@ -163,6 +168,7 @@ def write(
             f"labels = {table(weights[:, 1])}",
             *([f"judged = {table(weights[:, 2])}"] if judge else []),
             f"offsets = {table(weights[:, 3])}",
+            f"crowd = {table(weights[:, 4])}",
             f"accept = {table(accept)}",
             f"doubt = {table([0.75 * bound for bound in accept])}",
             *(f"{name} = {value}" for name, value in more.items()),

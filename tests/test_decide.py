@@ -184,7 +184,14 @@ class TestPolicy:
     def test_every_weight_has_its_signal(self) -> None:
         seen = relate.signals("User lives in Linz now", "User lives in Graz", 0.7, [0.7, 0.2])
         for weights in policy_for(None).weights.values():
-            assert set(weights) == set(seen)
+            assert set(weights) == set(seen) - {"crowd"}  # each model has its own weight of that
+
+    def test_among_many_alike_a_change_is_less_likely(self) -> None:
+        policy = policy_for("llama:smollm2+localmem-smollm2-135m")
+        fact, known = "User's draft has 4,200 words", "User's draft has 3,000 words"
+        alone = chances(relate.signals(fact, known, 0.7, [0.7, 0.2]), label_odds({}), policy)
+        crowded = chances(relate.signals(fact, known, 0.7, [0.7, 0.69, 0.68, 0.66]), label_odds({}), policy)
+        assert crowded["changes"] < alone["changes"]
 
     def test_an_able_models_word_outweighs_the_signals(self) -> None:
         seen = relate.signals("User is a retired teacher", "User is a retired primary school teacher", 0.9, [0.9])
