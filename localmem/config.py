@@ -19,7 +19,7 @@ class Limits:
 
     message_bytes_max: int = 1_000_000  # one message, UTF-8
     messages_max: int = 1_000  # in one add
-    memory_bytes_max: int = 20_000  # the text of one memory stored by hand or with infer=False
+    memory_bytes_max: int = 1_000_000  # the text of one memory stored by hand or with infer=False, as of a message
     metadata_bytes_max: int = 65_536  # JSON of one memory
     id_bytes_max: int = 256  # user_id, agent_id, run_id
     query_chars_max: int = 100_000  # longer queries are refused; the embedder reads the first 256 tokens

@@ -5,15 +5,20 @@ from __future__ import annotations
 import heapq
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from localmem import words
 
 # Robertson and Zaragoza 2009, "The Probabilistic Relevance Framework", section 3.2: the usual k1 and b.
 BM25_K1, BM25_B = 1.2, 0.75
 TERMS_MAX = 32  # query terms looked up, rarest words of a long query first by length
-COSINE_FLOOR, COSINE_CEILING = 0.15, 0.75  # MiniLM: unrelated pairs stay below, paraphrases reach above
-VECTOR_WEIGHT, WORD_WEIGHT, MENTION_WEIGHT = 0.50, 0.40, 0.10
+# Log-odds that a row answers a query; chosen on our own talks and lists (models/training/recall), see `log_odds`.
+BIAS, VECTOR_WEIGHT, WORD_WEIGHT, MENTION_WEIGHT = -9.0, 12.0, 0.3, 0.4
+STANDING_FROM, STANDING_MAX = 2.0, 14.0  # standard deviations: less is chance, more says no more
+STANDING_POWER = 1.5  # one rare name counts more than some everyday words
+DOCUMENTS_MIN = 100  # among fewer, words stand out as they would among so many
+LIFT = 0.18  # what the turn before and the turn after count
+USUAL_COSINE = 0.1  # of a row that has nothing to do with the query
 NEAR_DUPLICATE_COSINE = 0.97
 
 # Scripts written without spaces: a run of them is one unicode61 token, so pairs of characters are indexed as well.
@@ -25,6 +30,7 @@ _IDENTIFIER = re.compile(  # every repetition is bounded, so that no text takes 
     r"|\b[^\s@]{1,64}@[^\s@]{1,100}\.\w{2,20}"
 )
 _QUOTED = re.compile(r"[\"“„«]([^\"“”„«»\n]{2,60})[\"”“»]")
+_SPEAKER = re.compile(r"([^\s:][^:\n]{0,40}): ")
 _SUBJECTS = frozenset({"user", "assistant", "i", "i'm", "i've", "i'd", "i'll"})
 
 
@@ -115,6 +121,25 @@ def rarest_first(postings: Sequence[frozenset[int]], documents: int, *, keep: in
     return dict(best)
 
 
+def spread(postings: Sequence[frozenset[int]], documents: int) -> float:
+    """Standard deviation of `bm25` over all rows, with and without the words, each as of average length; from 0.001.
+
+    A score counts by how far it stands out: many rows hold some words of a long question, few hold a rare name.
+    """
+    weights = [_idf(documents, len(rows)) for rows in postings]
+    found = rarest_first(postings, documents, keep=max(documents, 1)).values()
+    total = sum(weights) * (BM25_K1 + 1) / (1 + BM25_K1 * (1 - BM25_B)) or 1.0  # the best of `bm25`; average: K1 + 1
+    count = max(documents, len(found), DOCUMENTS_MIN)
+    mean = sum(found) / total / count
+    return max(0.001, math.sqrt(max(0.0, sum(value * value for value in found) / total**2 / count - mean * mean)))
+
+
+def speaker(text: str) -> str | None:
+    """Who says a turn that opens with a name ("Ana: …"); None where it does not."""
+    match = _SPEAKER.match(text)
+    return match[1] if match else None
+
+
 def bm25(
     postings: Sequence[frozenset[int]], lengths: Mapping[int, int], *, documents: int, average_words: float
 ) -> dict[int, float]:
@@ -123,7 +148,7 @@ def bm25(
     Term frequency counts as 1 (memories are single sentences), so no text has to be read to score.
     """
     weights = [_idf(documents, len(rows)) for rows in postings]
-    best = sum(weights) * (BM25_K1 + 1) / (1 + BM25_K1 * (1 - BM25_B))
+    best = sum(weights) * (BM25_K1 + 1) / (1 + BM25_K1 * (1 - BM25_B)) or 1.0  # no word is held anywhere: all 0
     scores = {}
     for row, length in lengths.items():
         saturation = 1 + BM25_K1 * (1 - BM25_B + BM25_B * length / max(average_words, 1.0))
@@ -132,22 +157,43 @@ def bm25(
     return scores
 
 
-def similarity(cosine: float) -> float:
-    """Cosine in [-1, 1] to a similarity in [0, 1]: 0 at the level of unrelated texts, 1 for paraphrases."""
-    return min(1.0, max(0.0, (cosine - COSINE_FLOOR) / (COSINE_CEILING - COSINE_FLOOR)))
-
-
 def fuse(
-    by_vector: Mapping[int, float], by_words: Mapping[int, float], by_mention: Mapping[int, float]
+    by_vector: Mapping[int, float], by_words: Mapping[int, float], by_mention: Mapping[int, float], *, spread: float
 ) -> dict[int, dict[str, float]]:
-    """The union of the pools: row id -> {"score", "vector", "words", "mentions"}, each in [0, 1], best first.
+    """The union of the pools: row id -> {"score", "vector", "words", "mentions"}, best first.
 
-    by_vector holds cosines, by_words BM25 shares, by_mention the share of the query's mentions in the row.
+    by_vector holds cosines, by_words BM25 shares whose standard deviation over all rows is ``spread``, by_mention the
+    share of the query's mentions in the row. The score is the log-odds that the row answers the query.
     """
     fused: dict[int, dict[str, float]] = {}
     for row in {*by_vector, *by_words, *by_mention}:
-        vector, word = similarity(by_vector.get(row, 0.0)), by_words.get(row, 0.0)
+        vector, word = by_vector.get(row, 0.0), by_words.get(row, 0.0)
         mention = by_mention.get(row, 0.0)
-        score = VECTOR_WEIGHT * vector + WORD_WEIGHT * word + MENTION_WEIGHT * mention
+        score = log_odds(vector, word / spread, mention)
         fused[row] = {"score": score, "vector": vector, "words": word, "mentions": mention}
     return dict(sorted(fused.items(), key=lambda item: (-item[1]["score"], item[0])))
+
+
+def log_odds(cosine: float, standing: float, mention: float = 0.0) -> float:
+    """Of a row that it answers the query. ``standing``: its BM25 share in standard deviations of all rows'."""
+    beyond: float = max(0.0, min(standing, STANDING_MAX) - STANDING_FROM) ** STANDING_POWER
+    return BIAS + VECTOR_WEIGHT * cosine + WORD_WEIGHT * beyond + MENTION_WEIGHT * mention
+
+
+def lifted(scores: Mapping[int, float], beside: Iterable[tuple[int, int]]) -> dict[int, float]:
+    """Log-odds, of which each of two turns beside each other has got a share of the other's.
+
+    An answer often makes sense only with the question before it. What counts is what the other turn has beyond a row
+    that has nothing to do with the query.
+    """
+    base = log_odds(USUAL_COSINE, 0.0)
+    odds = dict(scores)
+    for one, other in beside:
+        odds[one] += LIFT * (scores[other] - base)
+        odds[other] += LIFT * (scores[one] - base)
+    return odds
+
+
+def probability(odds: float) -> float:
+    """Log-odds to a probability in [0, 1]."""
+    return 1.0 / (1.0 + math.exp(-odds)) if odds > -500 else 0.0

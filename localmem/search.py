@@ -66,32 +66,45 @@ def search(store: Store, embedder: Embedder, question: Question) -> list[Hit]:
 
 def _facts(tx: Tx, within: store_pools.Reach, question: Question, query: Vector) -> list[Hit]:
     pool = max(store_pools.POOL, question.limit * 2)
-    by_vector = store_pools.vector_pool(tx, within, query, pool)
-    by_words = store_pools.word_pool(tx, within, question.text, pool)
-    named = store_pools.mention_pool(tx, within, question.text, pool)
-    candidates = list({*by_vector, *by_words, *named})
-    fused = rank.fuse(by_vector, by_words, store_pools.mention_shares(tx, within, question.text, candidates))
-    best = list(fused)[: question.limit * 2 + 10]  # a few may drop out as expired
-    found = store_read.records(tx, within, best)
+    words = store_pools.word_query(tx, within, question.text)
+    found = {
+        *store_pools.vector_pool(tx, within, query, pool),
+        *words.pool(tx, within, pool),
+        *store_pools.mention_pool(tx, within, question.text, pool),
+    }
+
+    def fused(rows: set[int]) -> dict[int, dict[str, float]]:
+        some = list(rows)
+        named = store_pools.mention_shares(tx, within, question.text, some)
+        near = store_pools.cosines(tx, some, query)
+        return rank.fuse(near, words.scores(tx, some), named, spread=words.spread)
+
+    signals = fused(found)
+    beside = store_pools.beside(tx, within, list(signals)[:pool])
+    signals |= fused({row for pair in beside for row in pair} - found)
+    odds = rank.lifted({row: each["score"] for row, each in signals.items()}, beside)
+    best = sorted(odds, key=lambda row: (-odds[row], row))[: question.limit * 2 + 10]  # a few may drop out as expired
+    records = store_read.records(tx, within, best)
     return [
-        Hit(record, fused[row]["score"], record.text, superseded=past, signals=_signals(fused[row]))
+        Hit(record, rank.probability(odds[row]), record.text, superseded=past, signals=_signals(signals[row]))
         for row in best
-        if row in found
-        for record, past in [found[row]]
+        if row in records
+        for record, past in [records[row]]
     ]
 
 
 def _turns(tx: Tx, within: store_pools.Reach, question: Question, query: Vector) -> list[Hit]:
-    by_vector, by_words = store_pools.turn_pool(
+    by_vector, by_words, spread = store_pools.turn_pool(
         tx, within, question.text, query, pending_only=question.include == "pending"
     )
-    fused = rank.fuse(by_vector, by_words, {})
+    fused = rank.fuse(by_vector, by_words, {}, spread=spread)
     found = store_pools.turns(tx, within, list(fused))
     hits = []
     for row, turn in found.items():
         if question.as_of is not None and turn.event_at > question.as_of:
             continue
-        hits.append(Hit(None, fused[row]["score"], _spoken(turn), turn=turn, signals=_signals(fused[row])))
+        score = rank.probability(fused[row]["score"])
+        hits.append(Hit(None, score, _spoken(turn), turn=turn, signals=_signals(fused[row])))
     return hits
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 POOL = 100  # rows a pool hands to the fusion
 EXACT_MAX = 2_000  # filters that leave fewer rows are answered by exact distances over those
 KNN_MAX = 4_096  # vec0's own limit of k
+SESSION_GAP = 6 * 3_600 * 1_000_000  # microseconds; turns further apart belong to different talks
 COMMON_TERM_ROWS_MIN = 300  # a term in fewer rows than this is never too common to look up
 
 
@@ -174,25 +175,93 @@ def keep(tx: Tx, where: Condition, scored: Mapping[int, float]) -> dict[int, flo
     return {row: score for row, score in scored.items() if row in allowed}
 
 
-def word_pool(tx: Tx, within: Reach, query: str, k: int = POOL) -> dict[int, float]:
-    """Version id -> BM25 share in [0, 1], from the statistics of the owner's rows alone.
+@dataclass(frozen=True, slots=True)
+class WordQuery:
+    """The words of one query among one owner's rows. Made by `word_query`.
 
     File-wide bm25() would let other owners' words change these scores, so FTS only selects.
     """
+
+    postings: Sequence[frozenset[int]]  # the versions that hold each word
+    documents: int
+    average_words: float
+
+    @property
+    def spread(self) -> float:
+        return rank.spread(self.postings, self.documents)
+
+    def scores(self, tx: Tx, versions: Sequence[int]) -> dict[int, float]:
+        """Version id -> BM25 share in [0, 1], from the statistics of the owner's rows alone."""
+        lengths = tx.execute(
+            "select id, words from version where id in (select value from json_each(?))", (json.dumps(list(versions)),)
+        )
+        return rank.bm25(
+            self.postings, dict(lengths.fetchall()), documents=self.documents, average_words=self.average_words
+        )
+
+    def pool(self, tx: Tx, within: Reach, k: int) -> dict[int, float]:
+        """The k best versions in reach and their scores, best first."""
+        best = rank.rarest_first(self.postings, self.documents, keep=k * 4)
+        if not _decided_by_index(within):
+            best = keep(tx, within.where(), best)
+        scores = self.scores(tx, list(best)[: k * 2])
+        return dict(sorted(scores.items(), key=lambda item: (-item[1], item[0]))[:k])
+
+
+def word_query(tx: Tx, within: Reach, query: str) -> WordQuery:
     documents, average = _document_statistics(tx, within)
     prefix = _owner_expression(within, "o" if within.heads_only else "oh")
     postings = _postings(tx, "memory_fts", prefix, rank.terms(query), documents, _versions_in(within))
-    best = rank.rarest_first(postings, documents, keep=k * 4)
-    if not _decided_by_index(within):
-        best = keep(tx, within.where(), best)
-    candidates = list(best)[: k * 2]
-    lengths = dict(
-        tx.execute(
-            "select id, words from version where id in (select value from json_each(?))", (json.dumps(candidates),)
-        ).fetchall()
+    return WordQuery(postings, documents, average)
+
+
+def word_pool(tx: Tx, within: Reach, query: str, k: int = POOL) -> dict[int, float]:
+    """Version id -> BM25 share in [0, 1] of the k best versions in reach, best first."""
+    return word_query(tx, within, query).pool(tx, within, k)
+
+
+def cosines(tx: Tx, versions: Sequence[int], query: Vector) -> dict[int, float]:
+    """Version id -> cosine to the query, for these versions."""
+    rows = tx.execute(
+        "select rowid, 1.0 - vec_distance_cosine(embedding, ?) from memory_vec "
+        "where rowid in (select value from json_each(?))",
+        (query.tobytes(), json.dumps(list(versions))),
     )
-    scores = rank.bm25(postings, lengths, documents=documents, average_words=average)
-    return dict(sorted(scores.items(), key=lambda item: (-item[1], item[0]))[:k])
+    return dict(rows.fetchall())
+
+
+def beside(tx: Tx, within: Reach, versions: Sequence[int]) -> set[tuple[int, int]]:
+    """Pairs of turns of a talk, one right after the other, of which at least one is among the versions.
+
+    A turn of a talk was stored as it was said and opens with who says it; the next was stored next, with the same
+    agent and run, and said within SESSION_GAP.
+    """
+    before = "select p.head from memory p where p.owner_id = m.owner_id and p.seq < m.seq order by p.seq desc limit 1"
+    after = "select n.head from memory n where n.owner_id = m.owner_id and n.seq > m.seq order by n.seq limit 1"
+    rows = tx.execute(
+        f"select v.id, ({before}), ({after}) from json_each(?) j join version v on v.id = j.value "
+        "join memory m on m.id = v.memory_id where v.reason = 'verbatim'",
+        (json.dumps(list(versions)),),
+    ).fetchall()
+    pairs = {(first, version) for version, first, _ in rows} | {(version, second) for version, _, second in rows}
+    turns = _turns_of_talk(tx, within, {version for pair in pairs for version in pair if version is not None})
+    return {
+        (one, two)
+        for one, two in pairs
+        if one in turns and two in turns
+        if turns[one][1:] == turns[two][1:] and abs(turns[one][0] - turns[two][0]) <= SESSION_GAP
+    }
+
+
+def _turns_of_talk(tx: Tx, within: Reach, versions: Iterable[int]) -> dict[int, tuple[Instant, str | None, str | None]]:
+    """Version id -> (when, agent, run) of those in reach that open with a speaker's name."""
+    where = within.where()
+    rows = tx.execute(
+        "select v.id, v.text, v.valid_from, m.agent_id, m.run_id from json_each(?) j join version v on v.id = j.value "
+        f"join memory m on m.id = v.memory_id where v.reason = 'verbatim' and {where.sql}",
+        (json.dumps(list(versions)), *where.bindings),
+    )
+    return {id_: (at, agent, run) for id_, text, at, agent, run in rows if rank.speaker(text) is not None}
 
 
 def _decided_by_index(within: Reach) -> bool:
@@ -283,8 +352,8 @@ def mention_shares(tx: Tx, within: Reach, query: str, versions: Sequence[int]) -
 
 def turn_pool(
     tx: Tx, within: Reach, text: str, query: Vector, *, pending_only: bool, k: int = POOL
-) -> tuple[dict[int, float], dict[int, float]]:
-    """(by vector, by words) of raw turns: message id -> score. Suppressed turns are in no index."""
+) -> tuple[dict[int, float], dict[int, float], float]:
+    """(by vector, by words, the words' spread) of raw turns: message id -> score. Suppressed turns are in no index."""
     by_vector = _nearest(tx, "turn_vec", within, {"pending = ?": 1 if pending_only else None}, query, k)
     prefix = _owner_expression(within, "p" if pending_only else "px")
     inside = _turns_in(within, pending_only=pending_only)
@@ -297,7 +366,8 @@ def turn_pool(
     )
     lengths = {row: rank.word_count(content) for row, content in contents}
     average = sum(lengths.values()) / max(len(lengths), 1)
-    return by_vector, rank.bm25(postings, lengths, documents=documents, average_words=average)
+    by_words = rank.bm25(postings, lengths, documents=documents, average_words=average)
+    return by_vector, by_words, rank.spread(postings, documents)
 
 
 def has_pending(tx: Tx, within: Reach) -> bool:

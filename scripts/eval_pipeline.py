@@ -42,7 +42,7 @@ from localmem.llm import LlamaGenerator
 from localmem.report import Measure, share
 from localmem.types import Decision, Embedder, Generator, Judge, Op, Tagger
 
-__all__ = ["PARTS", "share"]  # also what scripts/eval_recall.py takes from here
+__all__ = ["PARTS", "share"]  # also what scripts/eval_neighbours.py takes from here
 
 PARTS = {"test": TEST, "calibrate": CALIBRATE, "all": None}
 MEANING = (  # of a request to forget, by memory and by request

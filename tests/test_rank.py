@@ -114,26 +114,49 @@ def test_rarest_first_keeps_the_best_rows(postings: list[frozenset[int]], docume
 def test_fuse_keeps_the_union_best_first(
     by_vector: dict[int, float], by_words: dict[int, float], by_mention: dict[int, float]
 ) -> None:
-    fused = rank.fuse(by_vector, by_words, by_mention)
+    fused = rank.fuse(by_vector, by_words, by_mention, spread=0.1)
     assert set(fused) == {*by_vector, *by_words, *by_mention}
     scores = [entry["score"] for entry in fused.values()]
     assert scores == sorted(scores, reverse=True)
-    assert all(-1e-9 <= score <= 1 + 1e-9 for score in scores)
+    assert all(0 <= rank.probability(score) <= 1 for score in scores)
 
 
 def test_fuse_breaks_ties_the_same_way_every_time() -> None:
     rows = dict.fromkeys((70, 3, 1009, 8, 64), 0.5)  # a set would hand these out in another order
-    assert list(rank.fuse(rows, {}, {})) == [3, 8, 64, 70, 1009]
+    assert list(rank.fuse(rows, {}, {}, spread=0.1)) == [3, 8, 64, 70, 1009]
 
 
-def test_a_word_only_hit_is_found() -> None:
-    assert rank.fuse({}, {7: 1.0}, {})[7]["score"] > 0.3
+def test_a_rare_word_alone_is_worth_as_much_as_a_near_vector() -> None:
+    one_of_a_thousand = rank.spread([frozenset({7})], 1000)
+    fused = rank.fuse({3: 0.5}, {7: 0.6}, {}, spread=one_of_a_thousand)
+    assert list(fused) == [7, 3]
+    everywhere = rank.spread([frozenset(range(500))], 1000)
+    assert list(rank.fuse({3: 0.5}, {7: 0.6}, {}, spread=everywhere)) == [3, 7]
 
 
-def test_similarity_is_monotone() -> None:
-    values = [rank.similarity(cosine / 20) for cosine in range(-20, 21)]
-    assert values == sorted(values)
-    assert (values[0], values[-1]) == (0.0, 1.0)
+@given(st.lists(st.frozensets(st.integers(1, 30), min_size=1, max_size=10), max_size=5), st.integers(0, 40))
+def test_spread_is_never_nothing(postings: list[frozenset[int]], documents: int) -> None:
+    assert rank.spread(postings, documents) > 0
+
+
+def test_more_of_any_evidence_is_never_worth_less() -> None:
+    for grid in ([rank.log_odds(c / 20, 3.0) for c in range(-20, 21)], [rank.log_odds(0.3, s / 4) for s in range(80)]):
+        assert grid == sorted(grid)
+
+
+def test_turns_beside_each_other_share_what_they_have() -> None:
+    scores = {1: rank.log_odds(0.6, 0.0), 2: rank.log_odds(0.1, 0.0), 3: rank.log_odds(0.1, 0.0)}
+    odds = rank.lifted(scores, {(1, 2)})
+    assert odds[2] > odds[3] == scores[3]
+    assert odds[1] == scores[1]  # its neighbour has nothing to do with the query
+    assert rank.lifted(scores, set()) == scores
+
+
+def test_speaker() -> None:
+    assert rank.speaker("Ana: we moved") == "Ana"
+    assert rank.speaker("Mary Lou Smith: yes") == "Mary Lou Smith"
+    for text in ("we moved: to Porto", "https://example.org", "Ana:", ""):
+        assert rank.speaker(text) in (None, "we moved")
 
 
 def test_coverage() -> None:

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from localmem.errors import GeneratorError
 from localmem.memory import Memory
+from localmem.rank import probability
 from localmem.testing import FixedClock, HashEmbedder
 
 ANN = {"user_id": "ann"}
@@ -50,6 +51,33 @@ def test_searching_writes_nothing(memory: Memory) -> None:
     memory.search("tea", include="history", **ANN)
     assert wal.stat().st_size == size
     assert memory.path.stat().st_mtime_ns == before[1]
+
+
+TALK = [
+    "Ines: the harbour was full of sails on Sunday, we ate on the quay",
+    "Bogdan: my sister sends her regards from Varna",
+    "Ines: does Bogdan still play the accordion in the evenings?",
+    "Bogdan: every day since spring, the neighbours are very patient with me",
+    "Ines: then come to the market on Friday, they want music",
+    "Bogdan: I can't, the van is in the garage till Monday",
+]
+
+
+def test_an_answer_is_found_with_the_question_before_it(memory: Memory) -> None:
+    """It shares no word with what is asked: the turn before it does."""
+    for text in TALK:
+        memory.add(text, infer=False, timestamp="2025-04-02T18:00:00Z", **ANN)
+    assert found(memory, "Does Bogdan play the accordion?")[:2] == [TALK[2], TALK[3]]
+
+
+def test_turns_of_another_day_or_run_are_no_neighbours(memory: Memory) -> None:
+    memory.add(TALK[2], infer=False, timestamp="2025-04-02T18:00:00Z", **ANN)
+    memory.add(TALK[3], infer=False, timestamp="2025-04-03T18:00:00Z", **ANN)
+    memory.add(TALK[3], infer=False, timestamp="2025-04-03T18:00:00Z", run_id="r", **ANN)
+    memory.add(TALK[3].removeprefix("Bogdan: "), infer=False, timestamp="2025-04-03T18:00:00Z", **ANN)
+    hits = memory.search("Does Bogdan play the accordion?", explain=True, **ANN)["results"]
+    for hit in hits:
+        assert hit["score"] == pytest.approx(probability(hit["signals"]["score"]), abs=1e-3)
 
 
 def test_a_hit_by_words_alone_is_found(open_memory: Opener) -> None:

@@ -1,6 +1,6 @@
 """Check the gold rows: their form, their quotes, repetitions, and words shared with files kept for evaluation.
 
-    python scripts/train/check_data.py models/training/*.jsonl --against EVALUATION.jsonl …
+    python scripts/train/check_data.py models/training/*.jsonl models/training/recall/*.jsonl --against EVALUATION.jsonl
 
 Prints every fault and the counts by author, language and form; ends with 1 when there is a fault.
 """
@@ -52,7 +52,7 @@ def runs(text: str) -> set[str]:
 
 
 def faults(row: Row, reserved: set[str]) -> Iterator[str]:
-    yield from _extract_faults(row) if "messages" in row else _decide_faults(row)
+    yield from _FAULTS[form(row)](row)
     for text in strings(row):
         if shared := runs(text) & reserved:
             yield f"shares with an evaluation file: {min(shared)}"
@@ -88,6 +88,48 @@ def _decide_faults(row: Row) -> Iterator[str]:
         yield "neither fact nor request, or both"
 
 
+def _pair_faults(row: Row) -> Iterator[str]:
+    if not row["negatives"] or row["positive"] in row["negatives"]:
+        yield "no negatives, or the positive among them"
+
+
+def _talk_faults(row: Row) -> Iterator[str]:
+    turns = [turn for session in row["sessions"] for turn in session["turns"]]
+    if [turn["n"] for turn in turns] != list(range(1, len(turns) + 1)):
+        yield "turns are not numbered through"
+    if len({turn["speaker"] for turn in turns}) != 2:
+        yield "not two speakers"
+    yield from _question_faults(row, len(turns))
+
+
+def _list_faults(row: Row) -> Iterator[str]:
+    answered = {place for one in row["questions"] for place in one["evidence"]}
+    if answered != set(range(1, len(row["statements"]) + 1)):
+        yield "a statement without a query"
+    yield from _question_faults(row, len(row["statements"]))
+
+
+def _question_faults(row: Row, texts: int) -> Iterator[str]:
+    for one in row["questions"]:
+        if not one["evidence"] or not all(1 <= place <= texts for place in one["evidence"]):
+            yield f"evidence {one['evidence']} of {texts}: {one['query'][:60]}"
+
+
+_FAULTS = {
+    "extract": _extract_faults,
+    "decide": _decide_faults,
+    "pair": _pair_faults,
+    "talk": _talk_faults,
+    "list": _list_faults,
+}
+
+
+def form(row: Row) -> str:
+    if "form" in row:
+        return str(row["form"])
+    return "extract" if "messages" in row else "pair" if "positive" in row else "decide"
+
+
 def language(row: Row) -> str:
     tags = [tag[5:] for tag in row.get("tags", ()) if tag.startswith("lang:")]
     return tags[0] if tags else "en"
@@ -97,15 +139,17 @@ def counted(rows: Iterable[Row]) -> dict[str, collections.Counter[str]]:
     """Counts by author (first letter of the id), language and form."""
     counts: dict[str, collections.Counter[str]] = collections.defaultdict(collections.Counter)
     for row in rows:
-        form = "extract" if "messages" in row else "decide"
-        counts["author"][f"{row['id'].split('-')[0]} {form}"] += 1
-        counts["language"][f"{language(row)} {form}"] += 1
-        if form == "extract":
+        kind = form(row)
+        counts["author"][f"{row['id'].split('-')[0] if kind != 'pair' else 'R'} {kind}"] += 1
+        counts["language"][f"{language(row)} {kind}"] += 1
+        if kind == "extract":
             counts["extract"]["nothing to keep" if not row["facts"] else "facts"] += 1
             counts["extract"]["facts in all"] += len(row["facts"])
             counts["extract"]["named people"] += any("name" in message for message in row["messages"])
             counts["forget"][row["forget"]["scope"] if "forget" in row else "unmarked"] += 1
-        else:
+        elif kind in ("talk", "list"):
+            counts["questions"].update(one["type"] for one in row["questions"])
+        elif kind == "decide":
             counts["relation"][row["relation"]] += 1
             counts["decide"][f"{min(len(row['targets']), 3)} targets"] += 1
     return counts
