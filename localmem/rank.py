@@ -127,7 +127,11 @@ def spread(postings: Sequence[frozenset[int]], documents: int) -> float:
     A score counts by how far it stands out: many rows hold some words of a long question, few hold a rare name.
     """
     weights = [_idf(documents, len(rows)) for rows in postings]
-    found = rarest_first(postings, documents, keep=max(documents, 1)).values()
+    held: dict[int, float] = {}
+    for rows, weight in zip(postings, weights, strict=True):
+        for row in rows:
+            held[row] = held.get(row, 0.0) + weight
+    found = held.values()
     total = sum(weights) * (BM25_K1 + 1) / (1 + BM25_K1 * (1 - BM25_B)) or 1.0  # the best of `bm25`; average: K1 + 1
     count = max(documents, len(found), DOCUMENTS_MIN)
     mean = sum(found) / total / count

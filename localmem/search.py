@@ -67,17 +67,16 @@ def search(store: Store, embedder: Embedder, question: Question) -> list[Hit]:
 def _facts(tx: Tx, within: store_pools.Reach, question: Question, query: Vector) -> list[Hit]:
     pool = max(store_pools.POOL, question.limit * 2)
     words = store_pools.word_query(tx, within, question.text)
-    found = {
-        *store_pools.vector_pool(tx, within, query, pool),
-        *words.pool(tx, within, pool),
-        *store_pools.mention_pool(tx, within, question.text, pool),
-    }
+    spread = words.spread
+    near = store_pools.vector_pool(tx, within, query, pool)
+    found = {*near, *words.pool(tx, within, pool), *store_pools.mention_pool(tx, within, question.text, pool)}
 
     def fused(rows: set[int]) -> dict[int, dict[str, float]]:
         some = list(rows)
+        cosines = store_pools.cosines(tx, list(rows - near.keys()), query)
+        cosines |= {row: near[row] for row in rows & near.keys()}
         named = store_pools.mention_shares(tx, within, question.text, some)
-        near = store_pools.cosines(tx, some, query)
-        return rank.fuse(near, words.scores(tx, some), named, spread=words.spread)
+        return rank.fuse(cosines, words.scores(tx, some), named, spread=spread)
 
     signals = fused(found)
     beside = store_pools.beside(tx, within, list(signals)[:pool])

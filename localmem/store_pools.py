@@ -223,8 +223,8 @@ def word_pool(tx: Tx, within: Reach, query: str, k: int = POOL) -> dict[int, flo
 def cosines(tx: Tx, versions: Sequence[int], query: Vector) -> dict[int, float]:
     """Version id -> cosine to the query, for these versions."""
     rows = tx.execute(
-        "select rowid, 1.0 - vec_distance_cosine(embedding, ?) from memory_vec "
-        "where rowid in (select value from json_each(?))",
+        "select x.rowid, 1.0 - vec_distance_cosine(x.embedding, ?) from json_each(?) j "
+        "cross join memory_vec x on x.rowid = j.value",  # a join in this order looks rows up, "in" reads them all
         (query.tobytes(), json.dumps(list(versions))),
     )
     return dict(rows.fetchall())
@@ -239,8 +239,8 @@ def beside(tx: Tx, within: Reach, versions: Sequence[int]) -> set[tuple[int, int
     before = "select p.head from memory p where p.owner_id = m.owner_id and p.seq < m.seq order by p.seq desc limit 1"
     after = "select n.head from memory n where n.owner_id = m.owner_id and n.seq > m.seq order by n.seq limit 1"
     rows = tx.execute(
-        f"select v.id, ({before}), ({after}) from json_each(?) j join version v on v.id = j.value "
-        "join memory m on m.id = v.memory_id where v.reason = 'verbatim'",
+        f"select v.id, ({before}), ({after}) from json_each(?) j cross join version v on v.id = j.value "
+        "cross join memory m on m.id = v.memory_id where v.reason = 'verbatim'",
         (json.dumps(list(versions)),),
     ).fetchall()
     pairs = {(first, version) for version, first, _ in rows} | {(version, second) for version, _, second in rows}
@@ -256,9 +256,10 @@ def beside(tx: Tx, within: Reach, versions: Sequence[int]) -> set[tuple[int, int
 def _turns_of_talk(tx: Tx, within: Reach, versions: Iterable[int]) -> dict[int, tuple[Instant, str | None, str | None]]:
     """Version id -> (when, agent, run) of those in reach that open with a speaker's name."""
     where = within.where()
-    rows = tx.execute(
-        "select v.id, v.text, v.valid_from, m.agent_id, m.run_id from json_each(?) j join version v on v.id = j.value "
-        f"join memory m on m.id = v.memory_id where v.reason = 'verbatim' and {where.sql}",
+    rows = tx.execute(  # cross join: from these ids on, not over all of the owner's rows
+        "select v.id, v.text, v.valid_from, m.agent_id, m.run_id "
+        "from json_each(?) j cross join version v on v.id = j.value "
+        f"cross join memory m on m.id = v.memory_id where v.reason = 'verbatim' and {where.sql}",
         (json.dumps(list(versions)), *where.bindings),
     )
     return {id_: (at, agent, run) for id_, text, at, agent, run in rows if rank.speaker(text) is not None}
