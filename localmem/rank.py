@@ -12,13 +12,14 @@ from localmem import words
 # Robertson and Zaragoza 2009, "The Probabilistic Relevance Framework", section 3.2: the usual k1 and b.
 BM25_K1, BM25_B = 1.2, 0.75
 TERMS_MAX = 32  # query terms looked up, rarest words of a long query first by length
-# Log-odds that a row answers a query; chosen on our own talks and lists (models/training/recall), see `log_odds`.
-BIAS, VECTOR_WEIGHT, WORD_WEIGHT, MENTION_WEIGHT = -9.0, 12.0, 0.3, 0.4
+# Evidence that a row answers a query; chosen on our own talks and lists (models/training/recall), see `evidence`.
+VECTOR_WEIGHT, WORD_WEIGHT, MENTION_WEIGHT = 12.0, 0.3, 0.4
 STANDING_FROM, STANDING_MAX = 2.0, 14.0  # standard deviations: less is chance, more says no more
 STANDING_POWER = 1.5  # one rare name counts more than some everyday words
 DOCUMENTS_MIN = 100  # among fewer, words stand out as they would among so many
 LIFT = 0.18  # what the turn before and the turn after count
 USUAL_COSINE = 0.1  # of a row that has nothing to do with the query
+SCORE_SLOPE, SCORE_MIDDLE = 0.8, 5.2  # evidence to a score: 0.5 at a cosine of 0.43 without a telling word
 NEAR_DUPLICATE_COSINE = 0.97
 
 # Scripts written without spaces: a run of them is one unicode61 token, so pairs of characters are indexed as well.
@@ -164,40 +165,40 @@ def bm25(
 def fuse(
     by_vector: Mapping[int, float], by_words: Mapping[int, float], by_mention: Mapping[int, float], *, spread: float
 ) -> dict[int, dict[str, float]]:
-    """The union of the pools: row id -> {"score", "vector", "words", "mentions"}, best first.
+    """The union of the pools: row id -> {"fused", "vector", "words", "mentions"}, best first.
 
     by_vector holds cosines, by_words BM25 shares whose standard deviation over all rows is ``spread``, by_mention the
-    share of the query's mentions in the row. The score is the log-odds that the row answers the query.
+    share of the query's mentions in the row; fused is the evidence that the row answers the query.
     """
     fused: dict[int, dict[str, float]] = {}
     for row in {*by_vector, *by_words, *by_mention}:
         vector, word = by_vector.get(row, 0.0), by_words.get(row, 0.0)
         mention = by_mention.get(row, 0.0)
-        score = log_odds(vector, word / spread, mention)
-        fused[row] = {"score": score, "vector": vector, "words": word, "mentions": mention}
-    return dict(sorted(fused.items(), key=lambda item: (-item[1]["score"], item[0])))
+        found = evidence(vector, word / spread, mention)
+        fused[row] = {"fused": found, "vector": vector, "words": word, "mentions": mention}
+    return dict(sorted(fused.items(), key=lambda item: (-item[1]["fused"], item[0])))
 
 
-def log_odds(cosine: float, standing: float, mention: float = 0.0) -> float:
+def evidence(cosine: float, standing: float, mention: float = 0.0) -> float:
     """Of a row that it answers the query. ``standing``: its BM25 share in standard deviations of all rows'."""
     beyond: float = max(0.0, min(standing, STANDING_MAX) - STANDING_FROM) ** STANDING_POWER
-    return BIAS + VECTOR_WEIGHT * cosine + WORD_WEIGHT * beyond + MENTION_WEIGHT * mention
+    return VECTOR_WEIGHT * cosine + WORD_WEIGHT * beyond + MENTION_WEIGHT * mention
 
 
 def lifted(scores: Mapping[int, float], beside: Iterable[tuple[int, int]]) -> dict[int, float]:
-    """Log-odds, of which each of two turns beside each other has got a share of the other's.
+    """Evidence, of which each of two turns beside each other has got a share of the other's.
 
     An answer often makes sense only with the question before it. What counts is what the other turn has beyond a row
     that has nothing to do with the query.
     """
-    base = log_odds(USUAL_COSINE, 0.0)
-    odds = dict(scores)
+    base = evidence(USUAL_COSINE, 0.0)
+    shared = dict(scores)
     for one, other in beside:
-        odds[one] += LIFT * (scores[other] - base)
-        odds[other] += LIFT * (scores[one] - base)
-    return odds
+        shared[one] += LIFT * (scores[other] - base)
+        shared[other] += LIFT * (scores[one] - base)
+    return shared
 
 
-def probability(odds: float) -> float:
-    """Log-odds to a probability in [0, 1]."""
-    return 1.0 / (1.0 + math.exp(-odds)) if odds > -500 else 0.0
+def score(evidence: float) -> float:
+    """Evidence to a score in [0, 1]. It grows with it; it is no probability, and what is usual depends on the store."""
+    return 1.0 / (1.0 + math.exp(SCORE_SLOPE * (SCORE_MIDDLE - evidence)))

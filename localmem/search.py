@@ -81,11 +81,13 @@ def _facts(tx: Tx, within: store_pools.Reach, question: Question, query: Vector)
     signals = fused(found)
     beside = store_pools.beside(tx, within, list(signals)[:pool])
     signals |= fused({row for pair in beside for row in pair} - found)
-    odds = rank.lifted({row: each["score"] for row, each in signals.items()}, beside)
-    best = sorted(odds, key=lambda row: (-odds[row], row))[: question.limit * 2 + 10]  # a few may drop out as expired
+    evidence = rank.lifted({row: each["fused"] for row, each in signals.items()}, beside)
+    best = sorted(evidence, key=lambda row: (-evidence[row], row))[
+        : question.limit * 2 + 10
+    ]  # a few may drop out as expired
     records = store_read.records(tx, within, best)
     return [
-        Hit(record, rank.probability(odds[row]), record.text, superseded=past, signals=_signals(signals[row]))
+        Hit(record, rank.score(evidence[row]), record.text, superseded=past, signals=_signals(signals[row]))
         for row in best
         if row in records
         for record, past in [records[row]]
@@ -102,7 +104,7 @@ def _turns(tx: Tx, within: store_pools.Reach, question: Question, query: Vector)
     for row, turn in found.items():
         if question.as_of is not None and turn.event_at > question.as_of:
             continue
-        score = rank.probability(fused[row]["score"])
+        score = rank.score(fused[row]["fused"])
         hits.append(Hit(None, score, _spoken(turn), turn=turn, signals=_signals(fused[row])))
     return hits
 

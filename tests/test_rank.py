@@ -116,9 +116,9 @@ def test_fuse_keeps_the_union_best_first(
 ) -> None:
     fused = rank.fuse(by_vector, by_words, by_mention, spread=0.1)
     assert set(fused) == {*by_vector, *by_words, *by_mention}
-    scores = [entry["score"] for entry in fused.values()]
+    scores = [entry["fused"] for entry in fused.values()]
     assert scores == sorted(scores, reverse=True)
-    assert all(0 <= rank.probability(score) <= 1 for score in scores)
+    assert all(0 <= rank.score(score) <= 1 for score in scores)
 
 
 def test_fuse_breaks_ties_the_same_way_every_time() -> None:
@@ -140,15 +140,15 @@ def test_spread_is_never_nothing(postings: list[frozenset[int]], documents: int)
 
 
 def test_more_of_any_evidence_is_never_worth_less() -> None:
-    for grid in ([rank.log_odds(c / 20, 3.0) for c in range(-20, 21)], [rank.log_odds(0.3, s / 4) for s in range(80)]):
+    for grid in ([rank.evidence(c / 20, 3.0) for c in range(-20, 21)], [rank.evidence(0.3, s / 4) for s in range(80)]):
         assert grid == sorted(grid)
 
 
 def test_turns_beside_each_other_share_what_they_have() -> None:
-    scores = {1: rank.log_odds(0.6, 0.0), 2: rank.log_odds(0.1, 0.0), 3: rank.log_odds(0.1, 0.0)}
-    odds = rank.lifted(scores, {(1, 2)})
-    assert odds[2] > odds[3] == scores[3]
-    assert odds[1] == scores[1]  # its neighbour has nothing to do with the query
+    scores = {1: rank.evidence(0.6, 0.0), 2: rank.evidence(0.1, 0.0), 3: rank.evidence(0.1, 0.0)}
+    shared = rank.lifted(scores, {(1, 2)})
+    assert shared[2] > shared[3] == scores[3]
+    assert shared[1] == scores[1]  # its neighbour has nothing to do with the query
     assert rank.lifted(scores, set()) == scores
 
 

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from localmem.errors import GeneratorError
 from localmem.memory import Memory
-from localmem.rank import probability
+from localmem.rank import score
 from localmem.testing import FixedClock, HashEmbedder
 
 ANN = {"user_id": "ann"}
@@ -77,7 +77,7 @@ def test_turns_of_another_day_or_run_are_no_neighbours(memory: Memory) -> None:
     memory.add(TALK[3].removeprefix("Bogdan: "), infer=False, timestamp="2025-04-03T18:00:00Z", **ANN)
     hits = memory.search("Does Bogdan play the accordion?", explain=True, **ANN)["results"]
     for hit in hits:
-        assert hit["score"] == pytest.approx(probability(hit["signals"]["score"]), abs=1e-3)
+        assert hit["score"] == pytest.approx(score(hit["signals"]["fused"]), abs=1e-3)
 
 
 def test_a_hit_by_words_alone_is_found(open_memory: Opener) -> None:
