@@ -652,8 +652,12 @@ def test_a_closed_pipe_is_no_error(environment: dict[str, str], launcher: str, t
 @pytest.mark.skipif(os.name == "nt", reason="POSIX pipes and signals")
 def test_ctrl_c_tells_what_was_done(environment: dict[str, str], launcher: str, tmp_path: Path) -> None:
     words = [sys.executable, launcher, "ingest", chat(tmp_path, 40)]
+    before = signal.signal(
+        signal.SIGINT, signal.default_int_handler
+    )  # background jobs ignore it, and so would the child
     with subprocess.Popen(words, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as running:
         assert running.stderr is not None
+        signal.signal(signal.SIGINT, before)
         for _ in range(3):
             assert running.stderr.readline() == "reading\n"
         running.send_signal(signal.SIGINT)
