@@ -111,13 +111,24 @@ def _idf(documents: int, holding: int) -> float:
     return math.log(1 + max(documents - holding + 0.5, 0.5) / (holding + 0.5))
 
 
-def rarest_first(postings: Sequence[frozenset[int]], documents: int, *, keep: int) -> dict[int, float]:
-    """Row id -> sum of its terms' weights, for the ``keep`` best rows: who is worth reading a length for."""
-    scores: dict[int, float] = {}
+def _held(postings: Sequence[frozenset[int]], documents: int) -> dict[int, float]:
+    """Row id -> sum of its terms' weights, for every row with any."""
+    held: dict[int, float] = {}
     for rows in postings:
         weight = _idf(documents, len(rows))
         for row in rows:
-            scores[row] = scores.get(row, 0.0) + weight
+            held[row] = held.get(row, 0.0) + weight
+    return held
+
+
+def _best(weights: Sequence[float]) -> float:
+    """What a row of no length with every term would score; 1 where no term is held anywhere, so that all score 0."""
+    return sum(weights) * (BM25_K1 + 1) / (1 + BM25_K1 * (1 - BM25_B)) or 1.0
+
+
+def rarest_first(postings: Sequence[frozenset[int]], documents: int, *, keep: int) -> dict[int, float]:
+    """Row id -> sum of its terms' weights, for the ``keep`` best rows: who is worth reading a length for."""
+    scores = _held(postings, documents)
     best = heapq.nsmallest(keep, scores.items(), key=lambda item: (-item[1], item[0]))
     return dict(best)
 
@@ -127,13 +138,8 @@ def spread(postings: Sequence[frozenset[int]], documents: int) -> float:
 
     A score counts by how far it stands out: many rows hold some words of a long question, few hold a rare name.
     """
-    weights = [_idf(documents, len(rows)) for rows in postings]
-    held: dict[int, float] = {}
-    for rows, weight in zip(postings, weights, strict=True):
-        for row in rows:
-            held[row] = held.get(row, 0.0) + weight
-    found = held.values()
-    total = sum(weights) * (BM25_K1 + 1) / (1 + BM25_K1 * (1 - BM25_B)) or 1.0  # the best of `bm25`; average: K1 + 1
+    found = _held(postings, documents).values()
+    total = _best([_idf(documents, len(rows)) for rows in postings])  # a row of average length scores what it holds
     count = max(documents, len(found), DOCUMENTS_MIN)
     mean = sum(found) / total / count
     return max(0.001, math.sqrt(max(0.0, sum(value * value for value in found) / total**2 / count - mean * mean)))
@@ -153,7 +159,7 @@ def bm25(
     Term frequency counts as 1 (memories are single sentences), so no text has to be read to score.
     """
     weights = [_idf(documents, len(rows)) for rows in postings]
-    best = sum(weights) * (BM25_K1 + 1) / (1 + BM25_K1 * (1 - BM25_B)) or 1.0  # no word is held anywhere: all 0
+    best = _best(weights)
     scores = {}
     for row, length in lengths.items():
         saturation = 1 + BM25_K1 * (1 - BM25_B + BM25_B * length / max(average_words, 1.0))

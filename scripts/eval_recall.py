@@ -27,12 +27,11 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from localmem import Memory, store_pools
+from localmem import Memory, dates, store_pools
 from localmem.types import Scope
 
 KS = (1, 5, 10, 20, 50)
 ROWS = ("words", "vectors", "fused")
-TIMES = ("%I:%M %p on %d %B, %Y", "%B-%d-%Y", "%Y/%m/%d (%a) %H:%M", "%Y-%m-%d", "%Y-%m-%dT%H:%M:%SZ")
 
 
 @dataclass(frozen=True)
@@ -140,12 +139,8 @@ def _before(dialogue: Sequence[str], turn: int) -> str:
 
 
 def _time(text: str | None) -> datetime | None:
-    for form in TIMES:
-        try:
-            return datetime.strptime(text or "", form).replace(tzinfo=UTC)
-        except ValueError:
-            continue
-    return None
+    instant = dates.parse_loose(text or "")
+    return None if instant is None else datetime.fromtimestamp(instant / 1_000_000, UTC)
 
 
 # ---------------------------------------------------------------- measuring

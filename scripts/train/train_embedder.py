@@ -29,7 +29,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 SCALE = 20.0  # of the cosines before the softmax, as the published network was trained
-QUESTIONS, OTHERS, PAIRS = 10, 24, 24  # of one talk in a step: questions, turns that answer none; rows of pairs
+QUESTIONS, OTHERS = 10, 24  # of one talk in a step: questions, turns that answer none of them
 SHARES = (0.0, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 1.0)  # of the trained weights in the mean
 
 
