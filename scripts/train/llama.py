@@ -111,7 +111,7 @@ class Llama(nn.Module):
     def __init__(self, path: Path, additions: Lora, *, dtype: torch.dtype = torch.bfloat16) -> None:
         super().__init__()
         reader = gguf.GGUFReader(path)
-        weights = {t.name: torch.from_numpy(_dequantised(t)) for t in reader.tensors}
+        weights = {t.name: torch.from_numpy(dequantised(t)) for t in reader.tensors}
         self.shape, self.additions = Shape(reader, dtype), additions
         self.register_buffer("embedding", weights["token_embd.weight"].to(dtype), persistent=False)
         self.register_buffer("norm", weights["output_norm.weight"].float(), persistent=False)
@@ -140,7 +140,8 @@ class Llama(nn.Module):
                 yield from zip(module.names, module.a, module.b, strict=True)
 
 
-def _dequantised(tensor: gguf.ReaderTensor) -> np.ndarray:
+def dequantised(tensor: gguf.ReaderTensor) -> np.ndarray:
+    """The weights in 32 bit, (out, in)."""
     values = gguf.quants.dequantize(tensor.data, tensor.tensor_type)
     return np.ascontiguousarray(values, dtype=np.float32)
 
