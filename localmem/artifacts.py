@@ -35,7 +35,7 @@ from localmem.manifest import (
     EmbedderEntry,
     GeneratorEntry,
     Manifest,
-    PairEntry,
+    NetworkEntry,
     PinnedFile,
     Wheel,
     manifest,
@@ -50,26 +50,28 @@ _SPARE_BYTES = 20_000_000  # free space wanted beyond the files themselves
 
 @dataclass(frozen=True, slots=True)
 class OnnxFiles:
-    """An ONNX model on this machine; both files exist and have the right size."""
+    """An ONNX model on this machine; its files exist and have the right size."""
 
-    entry: EmbedderEntry | PairEntry
-    model: Path
-    tokenizer: Path
+    entry: NetworkEntry
+    known: Manifest
+
+    @property
+    def model(self) -> Path:
+        return self.known.folder / self.entry.model.path
+
+    @property
+    def tokenizer(self) -> Path:
+        return self.known.folder / self.known.tokenizer.path
 
     def check(self) -> None:
         """ModelFileError when a file's sha256 is not the manifest's. Cheap after the first time in a process."""
-        for path, pinned in ((self.model, self.entry.model), (self.tokenizer, self.entry.tokenizer)):
-            _check_content(path, pinned)
+        for pinned in _parts(self.known, self.entry):
+            _check_content(self.known.folder / pinned.path, pinned)
 
 
 @dataclass(frozen=True, slots=True)
 class EmbedderFiles(OnnxFiles):
     entry: EmbedderEntry
-
-
-@dataclass(frozen=True, slots=True)
-class PairFiles(OnnxFiles):
-    entry: PairEntry
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,37 +91,51 @@ class ModelStatus:
 # -------------------------------------------------------------------- finding
 
 
-def embedder_files(folder: Path | None = None) -> EmbedderFiles:
-    """The embedder's files beside the manifest. Sizes are checked here, hashes by ``.check()``.
+def embedder_files(name: str | None = None, *, folder: Path | None = None) -> EmbedderFiles:
+    """The files of the embedder of that name, by default of the one for new stores. Hashes are for ``.check()``.
 
-    Raises ModelNotFoundError naming the file, ModelFileError when one has the wrong size.
+    Raises InvalidInputError for a name that the manifest lacks, ModelNotFoundError naming a file that is missing,
+    ModelFileError when one has the wrong size.
     """
     known = manifest(folder)
-    return EmbedderFiles(known.embedder, *_onnx_files(known.folder, known.embedder))
+    entry = next((one for one in known.embedders if name in (None, one.name)), None)
+    if entry is None:
+        names = ", ".join(one.name for one in known.embedders)
+        raise InvalidInputError(f"no embedder {name!r:.80} comes with localmem; there are: {names}")
+    _check_sizes(known, entry)
+    return EmbedderFiles(entry, known)
 
 
-def judge_files(folder: Path | None = None) -> PairFiles | None:
+def judge_files(folder: Path | None = None) -> OnnxFiles | None:
     """The judge's files beside the manifest, None where it names none. Raises like `embedder_files`."""
     known = manifest(folder)
-    return PairFiles(known.judge, *_onnx_files(known.folder, known.judge)) if known.judge else None
+    return _pair_files(known, known.judge)
 
 
-def tagger_files(folder: Path | None = None) -> PairFiles | None:
+def tagger_files(folder: Path | None = None) -> OnnxFiles | None:
     """The tagger's files beside the manifest, None where it names none. Raises like `embedder_files`."""
     known = manifest(folder)
-    return PairFiles(known.tagger, *_onnx_files(known.folder, known.tagger)) if known.tagger else None
+    return _pair_files(known, known.tagger)
 
 
-def _onnx_files(folder: Path, entry: EmbedderEntry | PairEntry) -> tuple[Path, Path]:
-    paths = []
-    for pinned in (entry.model, entry.tokenizer):
-        path = folder / pinned.path
+def _pair_files(known: Manifest, entry: NetworkEntry | None) -> OnnxFiles | None:
+    if entry is None:
+        return None
+    _check_sizes(known, entry)
+    return OnnxFiles(entry, known)
+
+
+def _parts(known: Manifest, entry: NetworkEntry) -> tuple[PinnedFile, ...]:
+    return entry.model, known.words, known.tokenizer
+
+
+def _check_sizes(known: Manifest, entry: NetworkEntry) -> None:
+    for pinned in _parts(known, entry):
+        path = known.folder / pinned.path
         if not path.is_file():
             raise ModelNotFoundError(f"the model file {path} is missing; {REINSTALL}")
         if (size := path.stat().st_size) != pinned.bytes:
             raise ModelFileError(f"{path} has {size} bytes, expected {pinned.bytes}; {REINSTALL}")
-        paths.append(path)
-    return paths[0], paths[1]
 
 
 def generator_path(name: str | None = None, *, models: Path | None = None) -> Path:
@@ -214,11 +230,11 @@ def _imported(folder: Path, name: str) -> Path:
 def _inventory(folder: Path) -> Iterator[tuple[ModelStatus, dict[Path, str]]]:
     """(status, the files it consists of with the sha256 each should have)."""
     known = manifest()
-    embedder, generator = known.embedder, known.generator
-    yield _onnx_status("embedder", known.folder, embedder, embedder.model, embedder.tokenizer)
-    for kind, entry in (("judge", known.judge), ("tagger", known.tagger)):
+    generator = known.generator
+    networks = [("embedder", entry) for entry in known.embedders]
+    for kind, entry in [*networks, ("judge", known.judge), ("tagger", known.tagger)]:
         if entry is not None:
-            yield _onnx_status(kind, known.folder, entry, entry.model)
+            yield _onnx_status(kind, known, entry)
     if (adapters := _adapter_folder(known)) is not None:
         yield _adapter_status(adapters, known)
     base = folder / generator.model.path
@@ -232,17 +248,15 @@ def _inventory(folder: Path) -> Iterator[tuple[ModelStatus, dict[Path, str]]]:
             yield _gguf_status(path, path.stem, None, _recorded(path).get("sha256"), 0)
 
 
-def _onnx_status(
-    kind: str, folder: Path, entry: EmbedderEntry | PairEntry, *files: PinnedFile
-) -> tuple[ModelStatus, dict[Path, str]]:
-    parts = {folder / pinned.path: pinned.sha256 for pinned in files}
+def _onnx_status(kind: str, known: Manifest, entry: NetworkEntry) -> tuple[ModelStatus, dict[Path, str]]:
+    parts = {known.folder / pinned.path: pinned.sha256 for pinned in _parts(known, entry)}
     installed = all(path.is_file() for path in parts)
     status = ModelStatus(
         name=entry.name,
         kind=kind,
-        path=folder / entry.model.path if installed else None,
+        path=known.folder / entry.model.path if installed else None,
         installed=installed,
-        bytes=sum(pinned.bytes for pinned in files),
+        bytes=entry.model.bytes,  # words and tokenizer belong to all networks
         sha256_ok=None,
         source=entry.source,
         licence=entry.licence,

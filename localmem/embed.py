@@ -104,10 +104,11 @@ class _OnnxModel:
 
 
 class OnnxEmbedder(_OnnxModel):
-    """all-MiniLM-L6-v2 in int8; reads the first 256 tokens of a text. Thread-safe; loads again in a forked child.
+    """A MiniLM in int8; reads the first 256 tokens of a text. Thread-safe; loads again in a forked child.
 
-    ``threads``: within one batch; None: the cores this process may use, at most 4.
-    Making one is cheap; it raises ModelNotFoundError or ModelFileError when the model's files are not right.
+    ``files``: of an embedder that comes with localmem, the default one's if None. ``threads``: within one batch; None:
+    the cores this process may use, at most 4. Making one is cheap; it raises ModelNotFoundError or ModelFileError when
+    the model's files are not right.
     """
 
     def __init__(self, files: artifacts.EmbedderFiles | None = None, *, threads: int | None = None) -> None:
@@ -124,7 +125,7 @@ class OnnxEmbedder(_OnnxModel):
 
     @property
     def sha256(self) -> str:
-        return self._entry.model.sha256
+        return self._entry.whole_sha256
 
     def embed_query(self, text: str) -> Vector:
         """The unit vector of one text, float32, shape (dim,). Blank text: InvalidInputError."""
@@ -161,7 +162,7 @@ class OnnxEmbedder(_OnnxModel):
 class _OnnxPairs(_OnnxModel):
     """A cross-encoder: one MiniLM reads two texts together. ``threads``: as of the embedder."""
 
-    def __init__(self, files: artifacts.PairFiles, *, threads: int | None = None) -> None:
+    def __init__(self, files: artifacts.OnnxFiles, *, threads: int | None = None) -> None:
         self._entry = files.entry
         super().__init__(files, threads)
 
@@ -251,10 +252,18 @@ def default_tagger() -> OnnxTagger | None:
     return OnnxTagger(files) if files else None
 
 
-@cache
 def default_embedder() -> OnnxEmbedder:
-    """The packaged embedder, one for all Memory objects of the process, so that the model is loaded once."""
-    return OnnxEmbedder()
+    """The embedder of new stores."""
+    return packaged_embedder(artifacts.embedder_files().entry.name)
+
+
+@cache
+def packaged_embedder(name: str) -> OnnxEmbedder:
+    """The embedder of that name, one for all Memory objects of the process, so that the model is loaded once.
+
+    Raises InvalidInputError, naming those there are, when none of that name comes with localmem.
+    """
+    return OnnxEmbedder(artifacts.embedder_files(name))
 
 
 _loaded_here: weakref.WeakSet[_OnnxModel] = weakref.WeakSet()

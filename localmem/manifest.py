@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -12,6 +12,7 @@ from typing import Any
 from localmem.errors import ModelFileError, ModelNotFoundError
 
 MANIFEST = "manifest.toml"
+PAIRS = ("judge", "tagger")  # networks that read two texts together
 _PACKAGE = Path(__file__).resolve().parent
 _PLACES = (_PACKAGE / "_models", _PACKAGE.parent / "models")  # installed package, checkout
 REINSTALL = "reinstall localmem (pip install --force-reinstall localmem), or in a checkout: git checkout models"
@@ -27,26 +28,20 @@ class PinnedFile:
 
 
 @dataclass(frozen=True, slots=True)
-class EmbedderEntry:
+class NetworkEntry:
+    """An ONNX graph; its table of words and its tokenizer are `Manifest.words` and `Manifest.tokenizer`."""
+
     name: str
-    dim: int
-    tokens_max: int  # the text beyond is not read
+    tokens_max: int  # what is beyond is not read
     licence: str
     source: str
     model: PinnedFile
-    tokenizer: PinnedFile
 
 
 @dataclass(frozen=True, slots=True)
-class PairEntry:
-    """A model that reads two texts together."""
-
-    name: str
-    tokens_max: int  # of both texts together; what is beyond is not read
-    licence: str
-    source: str
-    model: PinnedFile
-    tokenizer: PinnedFile  # the embedder's
+class EmbedderEntry(NetworkEntry):
+    dim: int
+    whole_sha256: str  # of graph and words in one file: what a store names the embedder by
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,11 +69,17 @@ class GeneratorEntry:
 
 @dataclass(frozen=True, slots=True)
 class Manifest:
-    folder: Path  # where it lies, and the embedder with it
-    embedder: EmbedderEntry
+    folder: Path  # where it lies, and the networks with it
+    words: PinnedFile
+    tokenizer: PinnedFile
+    embedders: tuple[EmbedderEntry, ...]  # the first one is for new files
     generator: GeneratorEntry
-    judge: PairEntry | None = None  # gives a second opinion on decisions
-    tagger: PairEntry | None = None  # marks the words worth keeping
+    judge: NetworkEntry | None = None  # gives a second opinion on decisions
+    tagger: NetworkEntry | None = None  # marks the words worth keeping
+
+    @property
+    def embedder(self) -> EmbedderEntry:
+        return self.embedders[0]
 
 
 def manifest(folder: Path | None = None) -> Manifest:
@@ -99,17 +100,14 @@ def _read_manifest(folder: Path) -> Manifest:
     path = folder / MANIFEST
     try:
         table = tomllib.loads(path.read_text(encoding="utf-8"))
-        embedder, generator = dict(table["embedder"]), dict(table["generator"])
+        generator = dict(table["generator"])
         adapters = generator.pop("adapters", ())
-        tokenizer = PinnedFile(**embedder.pop("tokenizer"))
-        judge, tagger = (_pair_entry(table.get(name), tokenizer) for name in ("judge", "tagger"))
+        judge, tagger = (NetworkEntry(**_pinned(table[name])) if name in table else None for name in PAIRS)
         return Manifest(
             folder=folder,
-            embedder=EmbedderEntry(
-                model=PinnedFile(**embedder.pop("model")),
-                tokenizer=tokenizer,
-                **embedder,
-            ),
+            words=PinnedFile(**table["words"]),
+            tokenizer=PinnedFile(**table["tokenizer"]),
+            embedders=_embedders(table["embedders"]),
             generator=GeneratorEntry(
                 model=PinnedFile(**generator.pop("model")),
                 requantised=generator.pop("requantised")["path"],
@@ -124,8 +122,11 @@ def _read_manifest(folder: Path) -> Manifest:
         raise ModelFileError(f"{path} can't be understood ({type(error).__name__}: {error}); {REINSTALL}") from error
 
 
-def _pair_entry(given: Mapping[str, Any] | None, tokenizer: PinnedFile) -> PairEntry | None:
-    if not given:
-        return None
-    rest = {name: value for name, value in given.items() if name != "model"}
-    return PairEntry(model=PinnedFile(**given["model"]), tokenizer=tokenizer, **rest)
+def _embedders(tables: Sequence[Mapping[str, Any]]) -> tuple[EmbedderEntry, ...]:
+    if not tables:
+        raise ValueError("it names no embedder")
+    return tuple(EmbedderEntry(**_pinned(table)) for table in tables)
+
+
+def _pinned(table: Mapping[str, Any]) -> dict[str, Any]:
+    return {**table, "model": PinnedFile(**table["model"])}

@@ -242,7 +242,7 @@ def fetch_model() -> None:
         there = models(step)
         damaged = [each for each in there if each["sha256_ok"] is False]
         for each in damaged:
-            if each["kind"] == "embedder":
+            if each["kind"] != "generator":
                 raise SetupError(f"{each['path']} is not the file the manifest names. Take it from git again.")
             for path in (Path(each["path"]), Path(f"{each['path']}.json")):
                 path.unlink(missing_ok=True)

