@@ -9,15 +9,17 @@ __version__ = "0.1.0"
 if TYPE_CHECKING:
     from localmem.aio import AsyncMemory
     from localmem.config import Limits
+    from localmem.embedders import reembed
     from localmem.memory import BoundMemory, Memory
 
-__all__ = ["AsyncMemory", "BoundMemory", "Limits", "Memory", "__version__"]
+__all__ = ["AsyncMemory", "BoundMemory", "Limits", "Memory", "__version__", "reembed"]
 
 _HOMES = {
     "AsyncMemory": "localmem.aio",
     "BoundMemory": "localmem.memory",
     "Limits": "localmem.config",
     "Memory": "localmem.memory",
+    "reembed": "localmem.embedders",
 }
 
 

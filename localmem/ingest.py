@@ -149,7 +149,7 @@ def finish(engine: Engine, episode_id: EpisodeId) -> Added:
     Raises GeneratorError (or the MissingExtraError or ModelNotFoundError behind it) with ``episode_id`` set; the
     episode stays pending and its words stay found.
     """
-    with engine.store.db.snapshot() as tx:
+    with engine.store.snapshot() as tx:
         episode = store_read.episode(tx, episode_id)
     if episode.state != "pending":
         return Added(episode_id, ())
@@ -220,7 +220,7 @@ def _reconcile(
 
 def _context(engine: Engine, episode: EpisodeRecord) -> ExtractContext:
     limits = engine.limits
-    with engine.store.db.snapshot() as tx:
+    with engine.store.snapshot() as tx:
         recent = store_read.recent_messages(tx, episode.scope, before=episode.id, limit=limits.context_messages_max)
         summary = store_read.summary_texts(tx, episode.scope, engine.clock(), SUMMARY_LINES_MAX)
     return ExtractContext(summary=summary, recent=recent)
@@ -230,7 +230,7 @@ def _look_around(
     engine: Engine, episode: EpisodeRecord, facts: Sequence[Fact], vectors: Mapping[str, Vector]
 ) -> tuple[Snapshot, list[tuple[Neighbour, ...]]]:
     """Neighbours of all facts in one snapshot."""
-    with engine.store.db.snapshot() as tx:
+    with engine.store.snapshot() as tx:
         snapshot = store_pools.take_snapshot(tx, episode.scope)
         near = [
             store_pools.neighbours(
@@ -325,7 +325,7 @@ def _forget(
     finish: the messages say nothing else. Otherwise their other words go on to extraction, the request blanked out,
     and its message is suppressed when the episode ends, as are those of ``spent`` requests.
     """
-    with engine.store.db.snapshot() as tx:
+    with engine.store.snapshot() as tx:
         targets, turns = _forget_targets(engine, tx, episode, request)
     if request.kind == "topic":
         targets = _meant(engine, episode, request, targets)
@@ -374,7 +374,7 @@ def _without(episode: EpisodeRecord, request: forget.ForgetRequest) -> EpisodeRe
 
 def _without_spent(engine: Engine, episode: EpisodeRecord) -> tuple[EpisodeRecord, tuple[tuple[EpisodeId, int], ...]]:
     """The episode without requests that were carried out before a failure, and the messages they stand in."""
-    with engine.store.db.snapshot() as tx:
+    with engine.store.snapshot() as tx:
         done = store_read.forgotten_words(tx, episode.id)
     messages = list(episode.messages)
     spent: list[tuple[EpisodeId, int]] = []
@@ -459,6 +459,6 @@ def resume(engine: Engine, scope: Scope | None, limit: int | None = None) -> lis
 
     The first failure ends it with that error: a missing model fails for all of them.
     """
-    with engine.store.db.snapshot() as tx:
+    with engine.store.snapshot() as tx:
         waiting = store_read.pending(tx, scope)
     return [finish(engine, episode_id) for episode_id in waiting[:limit]]

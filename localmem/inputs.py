@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import warnings
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
-from localmem.config import Limits
+from localmem.config import DURABILITIES, Limits, settings
 from localmem.dates import parse_instant
 from localmem.errors import InvalidInputError, InvalidTypeError, ScopeError, TooLargeError
 from localmem.types import JSON, Instant, Message, Scope
@@ -162,6 +164,28 @@ def memory_id(value: Any) -> str:
     if not isinstance(value, str):
         raise InvalidTypeError(f"memory_id must be a str, not {type(value).__name__}")
     return value.strip().lower()
+
+
+def durability(value: Any) -> None:
+    """Raise InvalidInputError unless it is one of config.DURABILITIES."""
+    if value not in DURABILITIES:
+        raise InvalidInputError(f"durability must be one of {', '.join(DURABILITIES)}, not {value!r:.40}")
+
+
+def store_path(path: str | os.PathLike[str] | None) -> Path | None:
+    """The file of a store: None is the one in the user's data folder, whose folder is made; ":memory:" gives None."""
+    if path is None:
+        home = settings().home
+        home.mkdir(mode=0o700, parents=True, exist_ok=True)
+        return settings().store
+    if not isinstance(path, str | os.PathLike):
+        raise InvalidTypeError(f"path must be a str or Path, not {type(path).__name__}")
+    text = os.fspath(path)
+    if text == ":memory:":
+        return None
+    if not isinstance(text, str) or not text.strip() or "\0" in text:
+        raise InvalidInputError("path is empty; give a file name, ':memory:', or leave it out for the default place")
+    return Path(text).expanduser().absolute()
 
 
 # -------------------------------------------------------------------- configuration

@@ -12,8 +12,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from localmem import inputs, shapes, store_check, store_pools, store_read
-from localmem.config import DURABILITIES, Limits, settings
+from localmem import embedders, inputs, shapes, store_check, store_pools, store_read, store_vectors
+from localmem.config import Limits
 from localmem.dates import to_iso
 from localmem.db import Database
 from localmem.errors import (
@@ -130,7 +130,7 @@ class _Surface(ABC):
         """Delete every memory of a scope. The scope must be named; reset() empties the whole file."""
         scope = self._writable(user_id=user_id, agent_id=agent_id, run_id=run_id, session_id=session_id)
         now = self._engine.clock()
-        with self._engine.store.db.snapshot() as tx:
+        with self._engine.store.snapshot() as tx:
             within = store_pools.reach(tx, scope, now)
             targets = tuple(store_read.targets(tx, within)) if within else ()
         decision = Decision(stated("", now), Op.DELETE, targets, reason="manual")
@@ -225,7 +225,7 @@ class _Surface(ABC):
     def get(self, memory_id: str) -> Shape | None:
         """One memory, or None when the id is unknown or deleted."""
         self._check_open()
-        with self._engine.store.db.snapshot() as tx:
+        with self._engine.store.snapshot() as tx:
             record = store_read.get(tx, inputs.memory_id(memory_id))
         return None if record is None or not self._is_mine(record.scope) else shapes.record_dict(record)
 
@@ -252,7 +252,7 @@ class _Surface(ABC):
             "as_of": inputs.instant(as_of, "as_of"),
             "known_at": inputs.instant(known_at, "known_at"),
         }
-        with self._engine.store.db.snapshot() as tx:
+        with self._engine.store.snapshot() as tx:
             within = store_pools.reach(tx, scope, self._engine.clock(), **options)
             found = [] if within is None else store_read.list_all(tx, within, wanted)
         return Results(results=[shapes.record_dict(record) for record in found])
@@ -261,7 +261,7 @@ class _Surface(ABC):
         """Every version of a memory in order, with dates, reason and evidence. Raises NotFoundError."""
         self._check_open()
         wanted = inputs.memory_id(memory_id)
-        with self._engine.store.db.snapshot() as tx:
+        with self._engine.store.snapshot() as tx:
             scope = store_read.scope_of(tx, wanted)
             if scope is None or not self._is_mine(scope):
                 raise _unknown(wanted)
@@ -270,7 +270,7 @@ class _Surface(ABC):
     def all_versions(self, **ids: Any) -> list[Shape]:
         """Superseded and deleted versions of a scope, oldest first; what its author took back is not among them."""
         scope = self._scope(None, **_only_ids(ids))
-        with self._engine.store.db.snapshot() as tx:
+        with self._engine.store.snapshot() as tx:
             within = store_pools.reach(tx, scope, self._engine.clock())
             found = store_read.past_versions(tx, within) if within else []
         return [shapes.record_dict(record) for record in found]
@@ -289,7 +289,7 @@ class _Surface(ABC):
             raise InvalidTypeError(f"unsupported must be True, False or None, not {type(unsupported).__name__}")
         if limit is not None:
             limit = inputs.limit(limit, "limit", self._engine.limits)
-        with self._engine.store.db.snapshot() as tx:
+        with self._engine.store.snapshot() as tx:
             found = store_read.decisions(tx, scope, episode_id=episode_id, unsupported=unsupported, limit=limit)
         return [shapes.decision_dict(decision) for decision in found]
 
@@ -297,7 +297,7 @@ class _Surface(ABC):
         """Episodes that wait for resume(), in event order: id, scope, error class, attempts."""
         given = _only_ids(ids)
         scope = self._scope(None, **given) if any(given.values()) or self._within else None
-        with self._engine.store.db.snapshot() as tx:
+        with self._engine.store.snapshot() as tx:
             episodes = [store_read.episode(tx, episode_id) for episode_id in store_read.pending(tx, scope)]
         return [
             {
@@ -314,13 +314,13 @@ class _Surface(ABC):
     def ingested(self, **ids: Any) -> set[str]:
         """The ``source_id`` in the metadata of every add to exactly this scope: what `localmem ingest` fed already."""
         scope = self._scope(None, **_only_ids(ids))
-        with self._engine.store.db.snapshot() as tx:
+        with self._engine.store.snapshot() as tx:
             return store_read.ingested(tx, scope)
 
     def contested(self, **ids: Any) -> Results:
         """Memories that contradict another one by a decision in doubt; ``contested_with`` names the others."""
         scope = self._scope(None, **_only_ids(ids))
-        with self._engine.store.db.snapshot() as tx:
+        with self._engine.store.snapshot() as tx:
             within = store_pools.reach(tx, scope, self._engine.clock())
             found = store_read.contested(tx, within) if within else []
         return Results(results=[shapes.record_dict(record) for record in found])
@@ -383,7 +383,7 @@ class _Surface(ABC):
         if not self._may_write:
             raise ScopeError("this handle is read-only")
         wanted = inputs.memory_id(memory_id)
-        with self._engine.store.db.snapshot() as tx:
+        with self._engine.store.snapshot() as tx:
             record = store_read.get(tx, wanted)
         if record is None or not self._is_mine(record.scope):
             raise _unknown(wanted)
@@ -425,15 +425,16 @@ class Memory(_Surface):
 
     path: the file; None is the user's data folder, ":memory:" is private and gone at close. generator: a GGUF's path,
     the URL of an OpenAI-compatible server on loopback, or a Generator; None is LOCALMEM_GENERATOR or the installed
-    model. It is loaded when first needed. embedder: an Embedder, the packaged MiniLM if None. durability: "power"
-    (survives a power cut) or "process" (survives kill -9). clock: microseconds since 1970, for tests.
+    model. It is loaded when first needed. embedder: an Embedder, or the name of one that comes with localmem; None is
+    the one the file was written with, for a new file the default. durability: "power" (survives a power cut) or
+    "process" (survives kill -9). clock: microseconds since 1970, for tests.
     """
 
     def __init__(
         self,
         path: str | os.PathLike[str] | None = None,
         *,
-        embedder: Embedder | None = None,
+        embedder: Embedder | str | None = None,
         generator: str | os.PathLike[str] | Generator | None = None,
         durability: str = "power",
         limits: Limits | None = None,
@@ -441,12 +442,10 @@ class Memory(_Surface):
         clock: Any = None,
         vfs: str | None = None,
     ) -> None:
-        if durability not in DURABILITIES:
-            raise InvalidInputError(f"durability must be one of {', '.join(DURABILITIES)}, not {durability!r:.40}")
+        inputs.durability(durability)
         if limits is not None and not isinstance(limits, Limits):
             raise InvalidTypeError(f"limits must be a localmem.Limits, not {type(limits).__name__}")
-        if embedder is not None and not isinstance(embedder, Embedder):
-            raise InvalidTypeError(f"embedder must be a localmem.types.Embedder, not {type(embedder).__name__}")
+        wanted = embedders.checked(embedder)
         if generator is not None and not isinstance(generator, str | os.PathLike | Generator):
             raise InvalidTypeError(
                 f"generator must be a GGUF's path, a server's URL or a localmem.types.Generator, "
@@ -461,10 +460,10 @@ class Memory(_Surface):
         self._generator_spec = (generator, allow_remote)
         self._generator_lock = threading.Lock()
         chosen = limits or Limits()
-        using = _default_embedder() if embedder is None else embedder
-        database = Database(_file(path), durability=durability, lock_wait_s=chosen.lock_wait_s, vfs=vfs)
+        database = Database(inputs.store_path(path), durability=durability, lock_wait_s=chosen.lock_wait_s, vfs=vfs)
         try:
-            store = Store(database, embedder_id=using.id, dim=using.dim, sha256=using.sha256)
+            using = embedders.embedder_for(database, wanted)
+            store = Store(database, using)
         except BaseException:
             database.close()
             raise
@@ -501,7 +500,7 @@ class Memory(_Surface):
     def reindex(self) -> None:
         """Rebuild the vector and word indexes from the base tables; lost vectors are embedded again."""
         self._check_open()
-        store_check.reindex(self._engine.store, self._engine.embedder.embed_passages)
+        store_vectors.reindex(self._engine.store, self._engine.embedder.embed_passages)
 
     def reset(self) -> Shape:
         """Delete everything in the file, history included. There is no way back."""
@@ -590,27 +589,6 @@ def _pair_models() -> tuple[Judge | None, Tagger | None]:
     from localmem.embed import default_judge, default_tagger
 
     return default_judge(), default_tagger()
-
-
-def _default_embedder() -> Embedder:
-    from localmem.embed import default_embedder
-
-    return default_embedder()
-
-
-def _file(path: str | os.PathLike[str] | None) -> Path | None:
-    if path is None:
-        home = settings().home
-        home.mkdir(mode=0o700, parents=True, exist_ok=True)
-        return settings().store
-    if not isinstance(path, str | os.PathLike):
-        raise InvalidTypeError(f"path must be a str or Path, not {type(path).__name__}")
-    text = os.fspath(path)
-    if text == ":memory:":
-        return None
-    if not isinstance(text, str) or not text.strip() or "\0" in text:
-        raise InvalidInputError("path is empty; give a file name, ':memory:', or leave it out for the default place")
-    return Path(text).expanduser().absolute()
 
 
 def _holds(within: Scope, scope: Scope) -> bool:

@@ -39,7 +39,7 @@ class Question:
 def search(store: Store, embedder: Embedder, question: Question) -> list[Hit]:
     """The hits of a question, best first, at most ``limit``; scores in [0, 1]. Never writes."""
     query = embedder.embed_query(question.text)
-    with store.db.snapshot() as tx:
+    with store.snapshot() as tx:
         within = store_pools.reach(
             tx,
             question.scope,

@@ -1,11 +1,13 @@
 """What the file holds: the embedder's identity, episodes, and apply(), the one place where memories change.
 
-The changes themselves are in store_apply.py, reads in store_pools.py and store_read.py, invariants in store_check.py.
+The changes themselves are in store_apply.py, reads in store_pools.py and store_read.py, invariants in store_check.py,
+vectors made anew in store_vectors.py.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import contextlib
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -27,6 +29,7 @@ from localmem.store_apply import (
 from localmem.types import (
     JSON,
     Change,
+    Embedder,
     EpisodeId,
     Instant,
     Message,
@@ -56,33 +59,49 @@ class EpisodeRecord:
 class Store:
     """The write side of one localmem file. Every public method is one transaction."""
 
-    def __init__(self, db: Database, *, embedder_id: str, dim: int, sha256: str) -> None:
+    def __init__(self, db: Database, embedder: Embedder) -> None:
         self.db = db
-        self.dim = dim
-        self._claim_embedder(embedder_id, dim, sha256)
+        self.dim = embedder.dim
+        self._embedder = identity(embedder)
+        self._claim()
 
     # ---------------------------------------------------------------- the file's embedder
 
-    def _claim_embedder(self, embedder_id: str, dim: int, sha256: str) -> None:
+    def _claim(self) -> None:
         """Write the embedder's identity into a new file; refuse a file written with another one."""
-        given = {"embedder_id": embedder_id, "embedder_dim": str(dim), "embedder_sha256": sha256}
         with self.db.snapshot() as tx:
-            found = _settings(tx)
+            found = settings_of(tx)
         if not found and not self.db.read_only:
             with self.db.write() as tx:
-                found = _settings(tx)  # another process may have been faster
+                found = settings_of(tx)  # another process may have been faster
                 if not found:
-                    tx.execute(sql_file("vectors.sql").format(dim=dim))
-                    tx.executemany("insert into setting (name, value) values (?, ?)", list(given.items()))
-                    found = given
-        wrong = [name for name, value in given.items() if found.get(name) != value]
-        if wrong:
-            raise EmbedderMismatchError(
-                f"{self.db.path or ':memory:'} was written with embedder {found.get('embedder_id')!r} "
-                f"({found.get('embedder_dim')} dimensions, sha256 {str(found.get('embedder_sha256'))[:12]}…), not "
-                f"{embedder_id!r} ({dim} dimensions, sha256 {sha256[:12]}…). Vectors of two embedders can't be mixed: "
-                "open it with the embedder it was made with, or copy its memories into a new file"
-            )
+                    tx.execute(sql_file("vectors.sql").format(dim=self.dim))
+                    tx.executemany("insert into setting (name, value) values (?, ?)", list(self._embedder.items()))
+                    found = self._embedder
+        self._compare(found)
+
+    def _compare(self, found: Mapping[str, str]) -> None:
+        if found.items() >= self._embedder.items():
+            return
+        raise EmbedderMismatchError(
+            f"{self.db.path or ':memory:'} holds vectors of the embedder {_described(found)}, and can't be mixed with "
+            f"those of {_described(self._embedder)}. Open it with the embedder it was made with, or make its vectors "
+            "anew with another one: localmem.reembed(path, embedder)"
+        )
+
+    @contextlib.contextmanager
+    def write(self) -> Iterator[Tx]:
+        """One transaction; EmbedderMismatchError when another process has made the file's vectors anew meanwhile."""
+        with self.db.write() as tx:
+            self._compare(settings_of(tx))
+            yield tx
+
+    @contextlib.contextmanager
+    def snapshot(self, *, fresh: bool = False) -> Iterator[Tx]:
+        """One consistent view for several reads; raises as `write` does."""
+        with self.db.snapshot(fresh=fresh) as tx:
+            self._compare(settings_of(tx))
+            yield tx
 
     # ---------------------------------------------------------------- episodes
 
@@ -98,7 +117,7 @@ class Store:
         turn_vectors: Vectors,
     ) -> EpisodeId:
         """Write the words down as ``pending`` before anything is made of them. One row of turn_vectors a message."""
-        with self.db.write() as tx:
+        with self.write() as tx:
             episode_id = _insert_episode(tx, scope, messages, event_at, now, "infer", metadata, expires_at)
             owner = owner_row(tx, scope)
             rows = tx.execute(
@@ -117,7 +136,7 @@ class Store:
 
     def record_verbatim(self, plan: Plan, messages: Sequence[Message], now: Instant) -> tuple[EpisodeId, list[Change]]:
         """``infer=False``: the episode and one memory a message, in one transaction. Decision i is message i's."""
-        with self.db.write() as tx:
+        with self.write() as tx:
             episode_id = _insert_episode(
                 tx, plan.scope, messages, plan.event_at, now, "verbatim", plan.metadata or {}, plan.expires_at
             )
@@ -127,7 +146,7 @@ class Store:
 
     def episode_failed(self, episode_id: EpisodeId, error: str) -> None:
         """Note why an episode is still pending: the error's class name, never its text."""
-        with self.db.write() as tx:
+        with self.write() as tx:
             tx.execute(
                 "update episode set attempts = attempts + 1, error = ? where id = ? and state = 'pending'",
                 (error, episode_id),
@@ -142,7 +161,7 @@ class Store:
         changed after ``plan.snapshot`` in a way that touches these decisions, NotFoundError for an unknown target
         of a manual change.
         """
-        with self.db.write() as tx:
+        with self.write() as tx:
             if plan.episode_id is not None and _episode_state(tx, plan.episode_id) != "pending":
                 return None
             if plan.guard_targets:
@@ -156,12 +175,22 @@ class Store:
 
     def reset(self) -> int:
         """Delete everything in the file, history included; returns how many memories there were."""
-        with self.db.write() as tx:
+        with self.write() as tx:
             (count,) = tx.execute("select count(*) from memory").fetchone()
             tx.execute("delete from memory_vec")
             tx.execute("delete from turn_vec")
             tx.execute("update memory set delete_decision = null")
-            for table in ("contested", "mention", "evidence", "version", "memory", "decision", "message", "episode"):
+            for table in (
+                "reembedded",
+                "contested",
+                "mention",
+                "evidence",
+                "version",
+                "memory",
+                "decision",
+                "message",
+                "episode",
+            ):
                 tx.execute(f"delete from {table}")
             tx.execute("delete from owner")
             for index in ("memory_fts", "turn_fts"):  # 'delete-all' leaves other connections with a stale structure
@@ -169,8 +198,19 @@ class Store:
             return int(count)
 
 
-def _settings(tx: Tx) -> dict[str, str]:
+def settings_of(tx: Tx) -> dict[str, str]:
+    """What the file says of itself by name; nothing in a new one."""
     return dict(tx.execute("select name, value from setting").fetchall())
+
+
+def identity(embedder: Embedder) -> dict[str, str]:
+    """The settings that say whose vectors a file holds."""
+    return {"embedder_id": embedder.id, "embedder_dim": str(embedder.dim), "embedder_sha256": embedder.sha256}
+
+
+def _described(settings: Mapping[str, str]) -> str:
+    name, dim, sha256 = (str(settings.get(f"embedder_{part}")) for part in ("id", "dim", "sha256"))
+    return f"{name!r} ({dim} dimensions, sha256 {sha256[:12]}…)"
 
 
 def _insert_episode(

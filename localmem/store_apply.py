@@ -426,6 +426,7 @@ class Changes:
         if indexed is not None:
             delete_fts(self.tx, "turn_fts", message_id, *indexed)
             self.tx.execute("delete from turn_vec where rowid = ?", (message_id,))
+            self.tx.execute("delete from reembedded where kind = 'turn_vec' and id = ?", (message_id,))
         self.tx.execute(
             "update message set suppressed_at = ? where id = ? and suppressed_at is null", (self.now, message_id)
         )
@@ -443,13 +444,11 @@ class Changes:
         ).fetchall()
         for version_id, owner, text, grams in rows:
             delete_fts(self.tx, "memory_fts", version_id, owner, text, grams)
-        self.tx.execute(
-            "delete from memory_vec where rowid in (select id from version where memory_id = ?)", (memory_id,)
-        )
+        its = "in (select id from version where memory_id = ?)"
+        self.tx.execute(f"delete from memory_vec where rowid {its}", (memory_id,))
+        self.tx.execute(f"delete from reembedded where kind = 'memory_vec' and id {its}", (memory_id,))
         self.tx.execute("update version set suppressed = 1 where memory_id = ?", (memory_id,))
-        self.tx.execute(
-            "delete from mention where version_id in (select id from version where memory_id = ?)", (memory_id,)
-        )
+        self.tx.execute(f"delete from mention where version_id {its}", (memory_id,))
         self.tx.execute(
             "update decision set suppressed = 1 where owner_id = (select owner_id from memory where id = ?1) "
             "and exists (select 1 from json_each(targets) where value = ?1)",

@@ -1,17 +1,10 @@
-"""The invariants of the file as SQL, and the rebuilding of what is derived from the base tables."""
+"""The invariants of the file as SQL."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING
-
-from localmem.db import Tx, sql_file
 from localmem.errors import CorruptFileError
 from localmem.store import Store
 from localmem.types import FOREVER
-
-if TYPE_CHECKING:
-    from localmem.types import Vectors
 
 # Each statement selects what is wrong: a name for it (an id or a number), nothing when all is well.
 INVARIANTS: dict[str, str] = {
@@ -99,7 +92,7 @@ INVARIANTS: dict[str, str] = {
 def check(store: Store) -> list[str]:
     """Broken invariants as sentences with up to three examples each; [] for a sound file."""
     found: list[str] = []
-    with store.db.snapshot(fresh=True) as tx:
+    with store.snapshot(fresh=True) as tx:
         found += [f"SQLite: {row}" for (row,) in tx.execute("pragma integrity_check(10)") if row != "ok"]
         found += [f"foreign key of {row[0]} row {row[1]}" for row in tx.execute("pragma foreign_key_check")]
         for sentence, statement in INVARIANTS.items():
@@ -114,70 +107,8 @@ def _check_words(store: Store) -> list[str]:
     found = []
     for table in ("memory_fts", "turn_fts"):
         try:
-            with store.db.write() as tx:
+            with store.write() as tx:
                 tx.execute(f"insert into {table} ({table}, rank) values ('integrity-check', 1)")
         except CorruptFileError:
             found.append(f"the word index {table} differs from its texts; reindex() rebuilds it")
     return found
-
-
-def reindex(store: Store, embed: Callable[[Sequence[str]], Vectors]) -> None:
-    """Rebuild both vector tables and both word indexes in one transaction.
-
-    Vectors that can still be read are kept, lost ones are made again by ``embed`` before the transaction begins.
-    """
-    made: dict[str, dict[int, bytes]] = {"memory_vec": {}, "turn_vec": {}}
-    while True:
-        with store.db.snapshot() as tx:
-            lost = _lost(tx, made)
-        for table, texts in lost.items():
-            vectors = embed(list(texts.values())) if texts else ()
-            made[table].update({row: vector.tobytes() for row, vector in zip(texts, vectors, strict=True)})
-        with store.db.write() as tx:
-            if not any(_lost(tx, made).values()):  # else something came in meanwhile: embed that too
-                _rebuild(tx, store.dim, made)
-                return
-
-
-_TEXTS = {
-    "memory_vec": "select id, text from version where suppressed = 0",
-    "turn_vec": "select id, text from turn_words",
-}
-
-
-def _lost(tx: Tx, made: Mapping[str, Mapping[int, bytes]]) -> dict[str, dict[int, str]]:
-    """Row id -> text of everything without a readable vector, for each vector table."""
-    lost = {}
-    for table, statement in _TEXTS.items():
-        kept = _readable(tx, table)
-        lost[table] = {row: text for row, text in tx.execute(statement) if row not in kept and row not in made[table]}
-    return lost
-
-
-def _readable(tx: Tx, table: str) -> dict[int, bytes]:
-    try:
-        return dict(tx.execute(f"select rowid, embedding from {table}").fetchall())
-    except Exception:  # whatever is wrong with the derived table, it can be made again
-        return {}
-
-
-def _rebuild(tx: Tx, dim: int, made: Mapping[str, Mapping[int, bytes]]) -> None:
-    kept = {table: {**_readable(tx, table), **made[table]} for table in _TEXTS}
-    tx.execute("drop table if exists memory_vec")
-    tx.execute("drop table if exists turn_vec")
-    tx.execute(sql_file("vectors.sql").format(dim=dim))
-    tx.executemany(
-        "insert into memory_vec (rowid, embedding, owner_id, live, valid_from, valid_to, expires_at, agent, run) "
-        "select v.id, ?2, m.owner_id, m.head = v.id and m.deleted_at is null, v.valid_from, "
-        "coalesce(v.valid_to, ?3), coalesce(m.expires_at, ?3), coalesce(m.agent_id, ''), coalesce(m.run_id, '') "
-        "from version v join memory m on m.id = v.memory_id where v.id = ?1 and v.suppressed = 0",
-        [(row, vector, FOREVER) for row, vector in kept["memory_vec"].items()],
-    )
-    tx.executemany(
-        "insert into turn_vec (rowid, embedding, owner_id, pending, agent, run) "
-        "select w.id, ?2, e.owner_id, e.state = 'pending', coalesce(e.agent_id, ''), coalesce(e.run_id, '') "
-        "from turn_words w join message t on t.id = w.id join episode e on e.id = t.episode_id where w.id = ?1",
-        list(kept["turn_vec"].items()),
-    )
-    tx.execute("insert into memory_fts (memory_fts) values ('rebuild')")
-    tx.execute("insert into turn_fts (turn_fts) values ('rebuild')")

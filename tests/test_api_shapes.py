@@ -377,7 +377,7 @@ def test_from_config_of_nonsense(config: Any) -> None:
 
 
 def test_the_public_names() -> None:
-    assert set(localmem.__all__) == {"AsyncMemory", "BoundMemory", "Limits", "Memory", "__version__"}
+    assert set(localmem.__all__) == {"AsyncMemory", "BoundMemory", "Limits", "Memory", "__version__", "reembed"}
     for name in localmem.__all__:
         assert getattr(localmem, name) is not None
     with pytest.raises(AttributeError, match="Nonsense"):

@@ -20,6 +20,7 @@ LAYERS = (  # top to bottom; a module may import its own layer and those below
     {"__main__", "cli", "mcp_server", "inspector", "testing"},
     {"feed", "report", "terminal"},
     {"aio", "memory", "shapes", "transcripts", "transcript_json", "transcript_parts", "transcript_text"},
+    {"embedders"},
     {"inputs"},
     {"ingest", "search"},
     {
@@ -28,6 +29,7 @@ LAYERS = (  # top to bottom; a module may import its own layer and those below
         "store_check",
         "store_pools",
         "store_read",
+        "store_vectors",
         "embed",
         "llm",
         "llm_chat",

@@ -25,6 +25,7 @@ from conftest import Opener
 from doubles import Listener, OtherEmbedder, texts
 
 from localmem.config import Limits
+from localmem.db import SCHEMA_VERSION
 from localmem.errors import (
     ClosedError,
     CorruptFileError,
@@ -170,7 +171,7 @@ def test_the_file_names_itself(memory: Memory) -> None:
     assert memory.path is not None
     with raw(memory.path) as connection:
         assert connection.pragma("application_id") == 0x6C6D656D
-        assert connection.pragma("user_version") == 1
+        assert connection.pragma("user_version") == SCHEMA_VERSION
         assert connection.pragma("journal_mode") == "wal"
         settings = dict(connection.execute("select name, value from setting"))
     assert settings == {
@@ -270,7 +271,7 @@ def test_a_newer_schema_is_refused_and_left_alone(open_memory: Opener, tmp_path:
         open_memory(sound=False)
     with raw(tmp_path / "memory.db") as connection:
         assert connection.pragma("user_version") == 99
-        connection.execute("pragma user_version = 1")
+        connection.execute(f"pragma user_version = {SCHEMA_VERSION}")
     with open_memory() as memory:
         assert texts(memory.get_all(**ANN)) == ["tea"]
 
@@ -359,7 +360,7 @@ def test_a_read_only_folder_for_a_new_file_is_named(open_memory: Opener, tmp_pat
 def test_another_embedder_is_refused_and_nothing_mixed(
     open_memory: Opener, written: dict[str, str], embedder: HashEmbedder, tmp_path: Path
 ) -> None:
-    with pytest.raises(EmbedderMismatchError, match=r"'hash' \(64 dimensions.*can't be mixed.*new file"):
+    with pytest.raises(EmbedderMismatchError, match=r"'hash' \(64 dimensions.*can't be mixed.*reembed"):
         open_memory(embedder=embedder, sound=False)
     assert count(tmp_path / "memory.db", "memory_vec") == 1
     with open_memory() as memory:

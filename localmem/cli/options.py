@@ -211,9 +211,15 @@ def make_memory(path: str | None, *, generator: str | None, durability: str) -> 
 
 def open_memory(options: Options, *, create: bool = False) -> Memory:
     """The store. Only adding makes a new file at a path that was given: a mistyped name must not look empty."""
-    if options.store and not create and options.store != ":memory:" and not Path(options.store).expanduser().exists():
-        raise InvalidInputError(f"there is no file {options.store}; `localmem add` or `localmem ingest` makes one")
+    if not create:
+        existing(options)
     return make_memory(options.store, generator=options.generator, durability=options.durability or DURABILITIES[0])
+
+
+def existing(options: Options) -> None:
+    """InvalidInputError when a path was given and no file is there."""
+    if options.store and options.store != ":memory:" and not Path(options.store).expanduser().exists():
+        raise InvalidInputError(f"there is no file {options.store}; `localmem add` or `localmem ingest` makes one")
 
 
 def within(memory: Memory, options: Options) -> Memory | BoundMemory:

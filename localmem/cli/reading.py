@@ -1,9 +1,10 @@
-"""Commands that only look: search, list, show, history; and the file's upkeep: check, reindex."""
+"""Commands that only look: search, list, show, history; and the file's upkeep: check, reindex, reembed."""
 
 from __future__ import annotations
 
+import contextlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -13,6 +14,7 @@ from localmem.cli.options import (
     RECORD_COLUMNS,
     Options,
     cli,
+    existing,
     find_id,
     json_object,
     open_memory,
@@ -22,6 +24,7 @@ from localmem.cli.options import (
     when,
     within,
 )
+from localmem.config import DURABILITIES
 from localmem.errors import NotFoundError
 from localmem.terminal import Column, id_cell, one_line, say
 
@@ -248,3 +251,37 @@ def reindex(options: Options) -> None:
     with open_memory(options) as memory:
         memory.reindex()
     terminal.print_json({"ok": True}) if options.json else terminal.write("ok")
+
+
+@cli.command()
+@click.argument("embedder", required=False, metavar="[EMBEDDER]")
+@shared
+@pass_options
+def reembed(options: Options, embedder: str | None) -> None:
+    """Make all vectors anew with another embedder.
+
+    EMBEDDER is one of those that `localmem models list` shows; without it the one for new stores. Until the last
+    vector is there the store works as before. Interrupted, the same command goes on where it stopped.
+
+    \b
+    --json: {"embedder", "previous", "memories": number, "turns": number}
+    """
+    from localmem.embedders import reembed as make_anew
+
+    existing(options)
+    durability = options.durability or DURABILITIES[0]
+    with contextlib.ExitStack() as shown:
+        step: Callable[[int, str], None] | None = None
+
+        def told(there: int, wanted: int) -> None:
+            nonlocal step
+            step = step or shown.enter_context(terminal.progress("vectors", wanted, quiet=options.quiet))
+            step(there, "")
+
+        done = make_anew(options.store, embedder, progress=told, durability=durability)
+    if options.json:
+        terminal.print_json(done)
+    elif done["previous"] == done["embedder"]:
+        terminal.write(f"the vectors are those of {done['embedder']} already")
+    else:
+        terminal.write(f"{done['previous']} -> {done['embedder']}: {done['memories']} memories, {done['turns']} turns")
