@@ -64,12 +64,14 @@ class _View:
     judged: Mapping[Relation, float]
 
 
-def policy_for(generator_id: str | None, judge_id: str | None = None) -> Policy:
+def policy_for(generator_id: str | None, judge_id: str | None = None, embedder_id: str | None = None) -> Policy:
     """The fitted numbers for a generator and a judge; those for any able generator where it has none of its own.
 
-    Numbers fitted with a judge are for that judge only.
+    Numbers fitted with a judge are for that judge only. Those for an embedder that has none of its own are those of
+    the default one.
     """
-    table = rules.load("decide").table
+    tables = [rules.load(name).table for name in ("decide", "decide_original")]
+    table = next((each for each in tables if each["embedder"] == embedder_id), tables[0])
     fits = [fit for fit in table["models"] if fit.get("judge") in (None, judge_id)]
     chosen = next((fit for fit in fits if fnmatchcase((generator_id or "none").lower(), fit["pattern"])), fits[-1])
     return Policy(
@@ -270,7 +272,7 @@ def chances(
         totals[name] = policy.signal_scale * total + policy.label_weights[name] * odds[name] + policy.offsets[name]
         if judged is not None and policy.judge_weights:
             totals[name] += policy.judge_weights[name] * judged[name]
-        totals[name] += policy.crowd_weights.get(name, 0.0) * seen["crowd"]
+        totals[name] += policy.crowd_weights.get(name, 0.0) * seen.get("crowd", 0.0)
     norm = _log_sum(list(totals.values()))
     return {name: math.exp(total - norm) for name, total in totals.items()}
 

@@ -15,7 +15,7 @@ import numpy as np
 
 from localmem import forget, rank, secrets, store_pools, store_read, tuned, wishes
 from localmem.config import Limits
-from localmem.decide import decide_all
+from localmem.decide import decide_all, policy_for
 from localmem.errors import (
     ConflictError,
     GeneratorError,
@@ -42,6 +42,7 @@ from localmem.types import (
     Message,
     Neighbour,
     Op,
+    Reranker,
     Scope,
     Tagger,
 )
@@ -67,6 +68,7 @@ class Engine:
     tagger: Tagger | None
     clock: Callable[[], Instant]
     limits: Limits
+    reranker: Reranker | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -200,10 +202,16 @@ def _reconcile(
     facts = found.facts[: engine.limits.facts_per_episode_max]
     vectors = _embed(engine, [fact.text for fact in facts])
     facts = _without_near_duplicates(facts, vectors)
+    policy = policy_for(generator.id, engine.judge.id if engine.judge else None, engine.embedder.id)
     for _ in range(engine.limits.reconcile_rounds_max):
         snapshot, near = _look_around(engine, episode, facts, vectors)
         decisions = decide_all(
-            generator, facts, near, judge=engine.judge, changeable=lambda n: _may_change(episode.scope, n)
+            generator,
+            facts,
+            near,
+            judge=engine.judge,
+            policy=policy,
+            changeable=lambda n: _may_change(episode.scope, n),
         )
         worded = (text for d in decisions for text in (d.text, d.ends) if text)
         vectors |= _embed(engine, [text for text in worded if text not in vectors])
@@ -241,6 +249,7 @@ def _look_around(
                 event_at=fact.event_at,
                 now=engine.clock(),
                 k=engine.limits.neighbours_per_fact,
+                matrices=engine.store.matrices,
             )
             for fact in facts
         ]

@@ -199,7 +199,7 @@ def _limits(given: Mapping[str, Any]) -> Limits:
         raise InvalidInputError(f"config.limits has a name that is no limit; there are {known}") from None
 
 
-_OWN_OPTIONS = ("path", "embedder", "generator", "durability", "limits", "allow_remote")
+_OWN_OPTIONS = ("path", "embedder", "generator", "reranker", "durability", "limits", "allow_remote")
 
 
 def options(config: Mapping[str, Any]) -> dict[str, Any]:

@@ -31,7 +31,20 @@ from localmem.search import INCLUDES, Question, context, search
 from localmem.shapes import Results, Shape
 from localmem.store import Store
 from localmem.store_apply import OwnerMovedError, Plan, neighbour_of, stated
-from localmem.types import Change, Decision, Embedder, Generator, Hit, Instant, Judge, MemoryRecord, Op, Scope, Tagger
+from localmem.types import (
+    Change,
+    Decision,
+    Embedder,
+    Generator,
+    Hit,
+    Instant,
+    Judge,
+    MemoryRecord,
+    Op,
+    Reranker,
+    Scope,
+    Tagger,
+)
 
 _IDS = ("user_id", "agent_id", "run_id", "session_id")
 
@@ -184,7 +197,8 @@ class _Surface(ABC):
 
         limit (or top_k): at most that many, 10 if not given. filters: a boolean tree over metadata; ids may stand in
         it too. include: "facts", "pending" (facts and turns not extracted yet), "episodes", "all" or "history".
-        as_of: what was valid then; known_at: what the file knew then; reference_date: what "now" means.
+        as_of: what was valid then; known_at: what the file knew then; reference_date: what "now" means. explain: each
+        hit's "signals", the score and place in each pool and how they add up.
         """
         question = self._question(
             query,
@@ -196,6 +210,7 @@ class _Surface(ABC):
             as_of=as_of,
             known_at=known_at,
             reference_date=reference_date,
+            explain=explain,
         )
         hits = self._search(question)
         return Results(results=[shapes.hit_dict(hit, explain=explain) for hit in hits])
@@ -349,10 +364,12 @@ class _Surface(ABC):
             filters=self._condition(options.get("filters")),
             as_of=inputs.instant(options.get("as_of"), "as_of"),
             known_at=inputs.instant(options.get("known_at"), "known_at"),
+            explain=bool(options.get("explain")),
         )
 
     def _search(self, question: Question) -> list[Hit]:
-        return search(self._engine.store, self._engine.embedder, question) if question.limit else []
+        engine = self._engine
+        return search(engine.store, engine.embedder, question, engine.reranker) if question.limit else []
 
     def _condition(self, filters: Mapping[str, Any] | None) -> Condition:
         _, rest = split_scope(filters)
@@ -426,7 +443,8 @@ class Memory(_Surface):
     path: the file; None is the user's data folder, ":memory:" is private and gone at close. generator: a GGUF's path,
     the URL of an OpenAI-compatible server on loopback, or a Generator; None is LOCALMEM_GENERATOR or the installed
     model. It is loaded when first needed. embedder: an Embedder, or the name of one that comes with localmem; None is
-    the one the file was written with, for a new file the default. durability: "power" (survives a power cut) or
+    the one the file was written with, for a new file the default. reranker: puts the best hits of a search in order;
+    none comes with localmem. durability: "power" (survives a power cut) or
     "process" (survives kill -9). clock: microseconds since 1970, for tests.
     """
 
@@ -436,6 +454,7 @@ class Memory(_Surface):
         *,
         embedder: Embedder | str | None = None,
         generator: str | os.PathLike[str] | Generator | None = None,
+        reranker: Reranker | None = None,
         durability: str = "power",
         limits: Limits | None = None,
         allow_remote: bool = False,
@@ -446,6 +465,8 @@ class Memory(_Surface):
         if limits is not None and not isinstance(limits, Limits):
             raise InvalidTypeError(f"limits must be a localmem.Limits, not {type(limits).__name__}")
         wanted = embedders.checked(embedder)
+        if reranker is not None and not isinstance(reranker, Reranker):
+            raise InvalidTypeError(f"reranker must be a localmem.types.Reranker, not {type(reranker).__name__}")
         if generator is not None and not isinstance(generator, str | os.PathLike | Generator):
             raise InvalidTypeError(
                 f"generator must be a GGUF's path, a server's URL or a localmem.types.Generator, "
@@ -467,7 +488,7 @@ class Memory(_Surface):
         except BaseException:
             database.close()
             raise
-        self._engine = Engine(store, using, self._open_generator, *_pair_models(), clock or _now, chosen)
+        self._engine = Engine(store, using, self._open_generator, *_pair_models(), clock or _now, chosen, reranker)
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any] | None = None, **options: Any) -> Self:

@@ -5,7 +5,9 @@ from __future__ import annotations
 import heapq
 import math
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
+
+import numpy as np
 
 from localmem import words
 
@@ -13,14 +15,18 @@ from localmem import words
 BM25_K1, BM25_B = 1.2, 0.75
 TERMS_MAX = 32  # query terms looked up, rarest words of a long query first by length
 # Evidence that a row answers a query; chosen on our own talks and lists (models/training/recall), see `evidence`.
-VECTOR_WEIGHT, WORD_WEIGHT, MENTION_WEIGHT = 12.0, 0.3, 0.4
-STANDING_FROM, STANDING_MAX = 2.0, 14.0  # standard deviations: less is chance, more says no more
+VECTOR_WEIGHT, WORD_WEIGHT, MENTION_WEIGHT = 15.0, 0.3, 0.4
+STANDING_FROM, STANDING_MAX = 2.25, 14.0  # standard deviations: less is chance, more says no more
 STANDING_POWER = 1.5  # one rare name counts more than some everyday words
-DOCUMENTS_MIN = 100  # among fewer, words stand out as they would among so many
+DOCUMENTS_FEW = 15  # the fewest among which scores were calibrated
+DOCUMENTS_MIN, DOCUMENTS_MAX = 60, 400  # among fewer or more, words stand out as they would among so many
+TIME_WEIGHT, RECENT_WEIGHT, PAST_WEIGHT = 3.0, 0.5, 1.0  # where the query asks for a time, the newest, what was once
 LIFT = 0.18  # what the turn before and the turn after count
 USUAL_COSINE = 0.1  # of a row that has nothing to do with the query
-SCORE_SLOPE, SCORE_MIDDLE = 0.8, 5.2  # evidence to a score: 0.5 at a cosine of 0.43 without a telling word
+# Evidence to a score, by scripts/calibrate_search.py: 0.5 at MIDDLE among 100 memories, at GROWTH more among 272.
+SCORE_SLOPE, SCORE_MIDDLE, SCORE_GROWTH = 0.50, 10.9, 1.0
 NEAR_DUPLICATE_COSINE = 0.97
+REPEATED = 8.0  # what is taken off the evidence of a hit that nearly repeats a better one
 
 # Scripts written without spaces: a run of them is one unicode61 token, so pairs of characters are indexed as well.
 _DENSE = "぀-ヿ㐀-䶿一-鿿豈-﫿฀-๿຀-໿က-႟ក-៿"
@@ -142,7 +148,8 @@ def spread(postings: Sequence[frozenset[int]], documents: int) -> float:
     total = _best([_idf(documents, len(rows)) for rows in postings])  # a row of average length scores what it holds
     count = max(documents, len(found), DOCUMENTS_MIN)
     mean = sum(found) / total / count
-    return max(0.001, math.sqrt(max(0.0, sum(value * value for value in found) / total**2 / count - mean * mean)))
+    deviation = math.sqrt(max(0.0, sum(value * value for value in found) / total**2 / count - mean * mean))
+    return max(0.001, deviation * math.sqrt(max(1.0, count / DOCUMENTS_MAX)))
 
 
 def speaker(text: str) -> str | None:
@@ -191,6 +198,32 @@ def evidence(cosine: float, standing: float, mention: float = 0.0) -> float:
     return VECTOR_WEIGHT * cosine + WORD_WEIGHT * beyond + MENTION_WEIGHT * mention
 
 
+def timed(
+    scores: Mapping[int, float], fits: Mapping[int, float], ages: Mapping[int, float], past: Collection[int]
+) -> dict[int, float]:
+    """Evidence with what time says: ``fits`` and ``ages`` in [0, 1] (1: in the asked time; 0: the newest), by row.
+
+    Empty where the query says nothing of the kind.
+    """
+    return {
+        row: score
+        + TIME_WEIGHT * fits.get(row, 0.0)
+        + (RECENT_WEIGHT * (1.0 - ages[row]) if row in ages else 0.0)
+        + (PAST_WEIGHT if row in past else 0.0)
+        for row, score in scores.items()
+    }
+
+
+def varied(scores: Mapping[int, float], order: Sequence[int], vectors: Mapping[int, bytes]) -> dict[int, float]:
+    """Evidence, less for each row in ``order`` that nearly repeats one before it. Vectors: float32 of unit length."""
+    rows = [row for row in order if row in vectors]
+    if len(rows) < 2:
+        return dict(scores)
+    table = np.frombuffer(b"".join(vectors[row] for row in rows), "<f4").reshape(len(rows), -1)
+    repeats = np.tril(table @ table.T > NEAR_DUPLICATE_COSINE, k=-1).any(axis=1)
+    return {**scores, **{row: scores[row] - REPEATED for row, again in zip(rows, repeats, strict=True) if again}}
+
+
 def lifted(scores: Mapping[int, float], beside: Iterable[tuple[int, int]]) -> dict[int, float]:
     """Evidence, of which each of two turns beside each other has got a share of the other's.
 
@@ -205,6 +238,7 @@ def lifted(scores: Mapping[int, float], beside: Iterable[tuple[int, int]]) -> di
     return shared
 
 
-def score(evidence: float) -> float:
-    """Evidence to a score in [0, 1]. It grows with it; it is no probability, and what is usual depends on the store."""
-    return 1.0 / (1.0 + math.exp(SCORE_SLOPE * (SCORE_MIDDLE - evidence)))
+def score(evidence: float, documents: int) -> float:
+    """How likely a hit answers the query, in [0, 1], by its evidence and the number of memories it stands out of."""
+    middle = SCORE_MIDDLE + SCORE_GROWTH * math.log(max(documents, DOCUMENTS_FEW) / 100)
+    return 1.0 / (1.0 + math.exp(SCORE_SLOPE * (middle - evidence)))

@@ -27,7 +27,7 @@ from typing import Any, TypeVar
 
 from localmem import __version__, artifacts, config, dates, llm, words
 from localmem.config import Limits
-from localmem.decide import decide_all
+from localmem.decide import decide_all, policy_for
 from localmem.embed import default_judge, default_tagger
 from localmem.errors import GeneratorError, InstallationError, InvalidInputError
 from localmem.extract import ExtractContext, Extraction, extract, reading_of
@@ -185,7 +185,8 @@ def decided(generator: Generator | None, embedder: Embedder, row: Row, *, judge:
         for i, old in enumerate(row["existing"])
     ]
     fact = Fact(row["fact"], event_at=dates.parse_instant(row["at"]))
-    return decide_all(generator, [fact], [near], judge=judge)[0]
+    policy = policy_for(generator.id if generator else None, judge.id if judge else None, embedder.id)
+    return decide_all(generator, [fact], [near], judge=judge, policy=policy)[0]
 
 
 def hears_request(generator: Generator | None, row: Row) -> bool:

@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
-from localmem import rank, store_pools, store_read
+from localmem import rank, store_pools, store_read, timing
 from localmem.filters import ANY, Condition
 from localmem.store import Store
-from localmem.types import Embedder, Hit, Instant, Scope, TurnRecord
+from localmem.store_matrix import Matrices
+from localmem.types import Embedder, Hit, Instant, Reranker, Scope, TurnRecord
 
 if TYPE_CHECKING:
     from localmem.db import Tx
     from localmem.types import Vector
 
 INCLUDES = ("facts", "pending", "episodes", "all", "history")
+EVENT_POOL, EVENT_EVIDENCE_MIN = 20, 5.2  # memories that may tell of an event; the evidence from which one does
+RERANKED = 20  # best hits that a reranker reads
+TIMED_MAX = 100  # best rows whose own dates are read, where the query asks for a time
 CONTEXT_BYTES_PER_TOKEN = 3  # a careful estimate: English is about 4.3, other languages less
 
 
@@ -34,11 +38,14 @@ class Question:
     filters: Condition = ANY
     as_of: Instant | None = None
     known_at: Instant | None = None
+    explain: bool = False
 
 
-def search(store: Store, embedder: Embedder, question: Question) -> list[Hit]:
+def search(store: Store, embedder: Embedder, question: Question, reranker: Reranker | None = None) -> list[Hit]:
     """The hits of a question, best first, at most ``limit``; scores in [0, 1]. Never writes."""
     query = embedder.embed_query(question.text)
+    asked = timing.asked(question.text, question.now)
+    event = embedder.embed_query(asked.event) if asked.event else None
     with store.snapshot() as tx:
         within = store_pools.reach(
             tx,
@@ -53,22 +60,47 @@ def search(store: Store, embedder: Embedder, question: Question) -> list[Hit]:
             return []
         hits: list[Hit] = []
         if question.include != "episodes":
-            hits += _facts(tx, within, question, query)
+            if event is not None:
+                asked = asked.beside(_happened(tx, within, asked.event, event))
+            hits += _facts(tx, within, question, query, asked, store.matrices)
         turns = question.include in ("episodes", "all") or (
             question.include == "pending" and store_pools.has_pending(tx, within)
         )
         if turns and not question.filters:
             hits += _turns(tx, within, question, query)
+    hits.sort(key=lambda hit: -hit.score)
+    if reranker is not None:
+        hits = _reranked(reranker, question, hits)
     floor = 0.0 if question.threshold is None else question.threshold
-    hits = [hit for hit in hits if hit.score >= floor]
-    return sorted(hits, key=lambda hit: -hit.score)[: question.limit]
+    return [hit for hit in hits if hit.score >= floor][: question.limit]
 
 
-def _facts(tx: Tx, within: store_pools.Reach, question: Question, query: Vector) -> list[Hit]:
+def _reranked(reranker: Reranker, question: Question, hits: list[Hit]) -> list[Hit]:
+    """The first RERANKED in the reranker's order and with its scores; those behind them score no higher."""
+    first, rest = hits[:RERANKED], hits[RERANKED:]
+    scores = [min(1.0, max(0.0, float(score))) for score in reranker.rerank(question.text, [hit.text for hit in first])]
+    read = [
+        replace(hit, score=score, signals={**hit.signals, "reranked": round(score, 4)} if question.explain else {})
+        for hit, score in zip(first, scores, strict=True)
+    ]
+    least = min(scores, default=1.0)
+    return sorted(read, key=lambda hit: -hit.score) + [replace(hit, score=min(hit.score, least)) for hit in rest]
+
+
+def _facts(
+    tx: Tx,
+    within: store_pools.Reach,
+    question: Question,
+    query: Vector,
+    asked: timing.Asked,
+    matrices: Matrices,
+) -> list[Hit]:
     pool = max(store_pools.POOL, question.limit * 2)
     words = store_pools.word_query(tx, within, question.text)
     spread = words.spread
-    near = store_pools.vector_pool(tx, within, query, pool)
+    near = store_pools.vector_pool(tx, within, query, pool, matrices)
+    for span in asked.spans:
+        near |= store_pools.vector_pool(tx, replace(within, during=span), query, pool)
     found = {*near, *words.pool(tx, within, pool), *store_pools.mention_pool(tx, within, question.text, pool)}
 
     def fused(rows: set[int]) -> dict[int, dict[str, float]]:
@@ -81,31 +113,67 @@ def _facts(tx: Tx, within: store_pools.Reach, question: Question, query: Vector)
     signals = fused(found)
     beside = store_pools.beside(tx, within, list(signals)[:pool])
     signals |= fused({row for pair in beside for row in pair} - found)
-    evidence = rank.lifted({row: each["fused"] for row, each in signals.items()}, beside)
-    best = sorted(evidence, key=lambda row: (-evidence[row], row))[
-        : question.limit * 2 + 10
-    ]  # a few may drop out as expired
-    records = store_read.records(tx, within, best)
+    evidence = _timed(tx, asked, question, rank.lifted({row: each["fused"] for row, each in signals.items()}, beside))
+    best = sorted(evidence, key=lambda row: (-evidence[row], row))[: question.limit * 2 + 10]  # some may have expired
+    evidence = rank.varied(evidence, best, store_pools.vectors(tx, best))
+    records, sources = store_read.records(tx, within, best), store_read.sources(tx, best)
+    told = _signals(signals, evidence) if question.explain else {}
     return [
-        Hit(record, rank.score(evidence[row]), record.text, superseded=past, signals=_signals(signals[row]))
+        Hit(
+            record,
+            rank.score(evidence[row], words.documents),
+            record.text,
+            superseded=past,
+            signals=told.get(row, {}),
+            sources=sources.get(row, ()),
+        )
         for row in best
         if row in records
         for record, past in [records[row]]
     ]
 
 
+def _happened(tx: Tx, within: store_pools.Reach, event: str, vector: Vector) -> Instant | None:
+    """When the event was that a query's time is told by; None where no memory tells of it."""
+    near = store_pools.vector_pool(tx, within, vector, EVENT_POOL)
+    words = store_pools.word_query(tx, within, event)
+    fused = rank.fuse(near, words.scores(tx, list(near)), {}, spread=words.spread)
+    best = next(iter(fused), None)
+    if best is None or fused[best]["fused"] < EVENT_EVIDENCE_MIN:
+        return None
+    return store_pools.times(tx, [best])[best][0]
+
+
+def _timed(tx: Tx, asked: timing.Asked, question: Question, evidence: Mapping[int, float]) -> Mapping[int, float]:
+    """The evidence with what the time says that the query asks for, where it asks for one."""
+    past = asked.past and question.include == "history"
+    if not evidence or not (asked.spans or asked.recent or past):
+        return evidence
+    times = store_pools.times(tx, sorted(evidence, key=lambda row: (-evidence[row], row)))
+    fits = {}
+    for place, (row, (at, text, _)) in enumerate(times.items()):
+        fits[row] = asked.fit(timing.moments(text, at) if place < TIMED_MAX and asked.spans else (at,))
+    ages = {}
+    if asked.recent and not asked.spans:
+        newest, oldest = max(at for at, _, _ in times.values()), min(at for at, _, _ in times.values())
+        ages = {row: (newest - at) / max(1, newest - oldest) for row, (at, _, _) in times.items()}
+    return rank.timed(evidence, fits, ages, {row for row, (_, _, gone) in times.items() if past and gone})
+
+
 def _turns(tx: Tx, within: store_pools.Reach, question: Question, query: Vector) -> list[Hit]:
-    by_vector, by_words, spread = store_pools.turn_pool(
+    by_vector, by_words, spread, documents = store_pools.turn_pool(
         tx, within, question.text, query, pending_only=question.include == "pending"
     )
     fused = rank.fuse(by_vector, by_words, {}, spread=spread)
+    evidence = {row: each["fused"] for row, each in fused.items()}
+    told = _signals(fused, evidence) if question.explain else {}
     found = store_pools.turns(tx, within, list(fused))
     hits = []
     for row, turn in found.items():
         if question.as_of is not None and turn.event_at > question.as_of:
             continue
-        score = rank.score(fused[row]["fused"])
-        hits.append(Hit(None, score, _spoken(turn), turn=turn, signals=_signals(fused[row])))
+        score = rank.score(evidence[row], documents)
+        hits.append(Hit(None, score, _spoken(turn), turn=turn, superseded=turn.superseded, signals=told.get(row, {})))
     return hits
 
 
@@ -113,8 +181,16 @@ def _spoken(turn: TurnRecord) -> str:
     return f"{turn.name}: {turn.text}" if turn.name else turn.text
 
 
-def _signals(scores: Mapping[str, float]) -> dict[str, float]:
-    return {name: round(score, 4) for name, score in scores.items()}
+def _signals(signals: Mapping[int, Mapping[str, float]], evidence: Mapping[int, float]) -> dict[int, dict[str, float]]:
+    """What `explain` shows: score and place (from 1) in each pool, all fused, then with turns beside and time."""
+    told = {row: {name: round(score, 4) for name, score in each.items()} for row, each in signals.items()}
+    for pool in ("vector", "words", "mentions"):
+        held = sorted((row for row in signals if signals[row][pool] > 0), key=lambda row: (-signals[row][pool], row))
+        for place, row in enumerate(held, 1):
+            told[row][f"{pool}_rank"] = place
+    for row, each in told.items():
+        each["evidence"] = round(evidence[row], 4)
+    return told
 
 
 # -------------------------------------------------------------------- context for a prompt

@@ -61,6 +61,8 @@ def hit_dict(hit: Hit, *, explain: bool = False) -> Shape:
     """An entry of search(): a memory, or a raw turn (``"turn": True``, no id), with its score in [0, 1]."""
     shape = record_dict(hit.record) if hit.record else _turn_dict(hit.turn, hit.text)
     shape["score"] = round(hit.score, 6)
+    if hit.sources:
+        shape["sources"] = [{"episode_id": episode, "message": position} for episode, position in hit.sources]
     if hit.superseded:
         shape["superseded"] = True
     if explain:
@@ -76,6 +78,7 @@ def _turn_dict(turn: TurnRecord | None, text: str) -> Shape:
         "turn": True,
         "state": turn.state,
         "episode_id": turn.episode_id,
+        "message": turn.position,
         "role": turn.role,
         "metadata": {},
         "created_at": to_iso(turn.event_at),

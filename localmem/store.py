@@ -26,6 +26,7 @@ from localmem.store_apply import (
     refuse_if_targets_moved,
     to_json,
 )
+from localmem.store_matrix import Matrices
 from localmem.types import (
     JSON,
     Change,
@@ -62,6 +63,7 @@ class Store:
     def __init__(self, db: Database, embedder: Embedder) -> None:
         self.db = db
         self.dim = embedder.dim
+        self.matrices = Matrices(embedder.dim)
         self._embedder = identity(embedder)
         self._claim()
 
@@ -180,19 +182,11 @@ class Store:
             tx.execute("delete from memory_vec")
             tx.execute("delete from turn_vec")
             tx.execute("update memory set delete_decision = null")
-            for table in (
-                "reembedded",
-                "contested",
-                "mention",
-                "evidence",
-                "version",
-                "memory",
-                "decision",
-                "message",
-                "episode",
-            ):
+            tx.execute("delete from reembedded")
+            for table in ("contested", "mention", "evidence", "version", "memory", "decision", "message", "episode"):
                 tx.execute(f"delete from {table}")
-            tx.execute("delete from owner")
+            tx.execute("delete from owner")  # whose ids begin anew
+            tx.execute("insert or replace into setting (name, value) values ('epoch', ?)", (new_id(0),))
             for index in ("memory_fts", "turn_fts"):  # 'delete-all' leaves other connections with a stale structure
                 tx.execute(f"insert into {index} ({index}) values ('rebuild')")
             return int(count)

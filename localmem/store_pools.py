@@ -7,10 +7,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from localmem import rank
+from localmem import rank, timing
 from localmem.db import Tx
 from localmem.filters import ANY, Condition
 from localmem.store_apply import Snapshot
+from localmem.store_matrix import Matrices
 from localmem.types import Actor, Instant, Neighbour, Scope, TurnRecord
 
 if TYPE_CHECKING:
@@ -28,7 +29,8 @@ class Reach:
     """Which rows a read may see. ``owner`` is None where the scope does not name the owner: correct, slower.
 
     Every id given must match, ids not given are free (DESIGN section 4). ``history`` lets superseded and deleted
-    versions in, ``as_of`` those valid then, ``known_at`` those the file showed then.
+    versions in, ``as_of`` those valid then, ``known_at`` those the file showed then. ``during`` leaves those that began
+    within a span.
     """
 
     scope: Scope
@@ -38,6 +40,7 @@ class Reach:
     history: bool = False
     as_of: Instant | None = None
     known_at: Instant | None = None
+    during: timing.Span | None = None
 
     @property
     def heads_only(self) -> bool:
@@ -69,9 +72,16 @@ class Reach:
             need(
                 "v.recorded_at <= ? and (v.superseded_at is null or v.superseded_at > ?)", self.known_at, self.known_at
             )
+        for sql, instant in self.began():
+            need(f"v.{sql}", instant)
         if self.filters:
             need(self.filters.sql, *self.filters.bindings)
         return Condition(" and ".join(parts), tuple(bindings))
+
+    def began(self) -> list[tuple[str, Instant]]:
+        """The conditions of ``during``."""
+        bounds = (("valid_from >= ?", self.during.start), ("valid_from < ?", self.during.stop)) if self.during else ()
+        return [(sql, value) for sql, value in bounds if value is not None]
 
     @property
     def needs_rows(self) -> bool:
@@ -92,8 +102,14 @@ def reach(tx: Tx, scope: Scope, now: Instant, **options: Any) -> Reach | None:
 # -------------------------------------------------------------------- pools
 
 
-def vector_pool(tx: Tx, within: Reach, query: Vector, k: int = POOL) -> dict[int, float]:
-    """Version id -> cosine of the k nearest versions in reach."""
+def vector_pool(
+    tx: Tx, within: Reach, query: Vector, k: int = POOL, matrices: Matrices | None = None
+) -> dict[int, float]:
+    """Version id -> cosine of the k nearest versions in reach. ``matrices``: of the store, for its large owners."""
+    if matrices is not None and within.owner is not None and within.during is None and _decided_by_index(within):
+        found = _in_memory(tx, within, within.owner, query, k, matrices)
+        if found is not None:
+            return found
     if not within.needs_rows:
         return _knn(tx, within, query, k)
     where = within.where()
@@ -106,6 +122,18 @@ def vector_pool(tx: Tx, within: Reach, query: Vector, k: int = POOL) -> dict[int
     return _widening(tx, within, where, query, k)
 
 
+def _in_memory(tx: Tx, within: Reach, owner: int, query: Vector, k: int, matrices: Matrices) -> dict[int, float] | None:
+    """The rows found may be past or expired by now: ask for more until enough can be seen, or all have been."""
+    wanted = k * 2
+    while (near := matrices.nearest(tx, owner, query, wanted)) is not None:
+        seen = keep(tx, within.where(), dict.fromkeys(near, 0.0))
+        if len(seen) >= k or len(near) < wanted:
+            exact = cosines(tx, list(seen), query)  # 8-bit levels confuse neighbours that are 0.001 apart
+            return dict(sorted(exact.items(), key=lambda item: (-item[1], item[0]))[:k])
+        wanted *= 4
+    return None
+
+
 def _knn(tx: Tx, within: Reach, query: Vector, k: int) -> dict[int, float]:
     """Visibility is decided inside the KNN: conditions joined afterwards would cut below k (DESIGN section 7)."""
     visible = {
@@ -113,6 +141,7 @@ def _knn(tx: Tx, within: Reach, query: Vector, k: int) -> dict[int, float]:
         "valid_from <= ?": within.as_of,
         "valid_to > ?": within.as_of,
         "expires_at > ?": within.now,
+        **dict(within.began()),
     }
     near = _nearest(tx, "memory_vec", within, visible, query, k)
     if within.heads_only:
@@ -228,6 +257,25 @@ def cosines(tx: Tx, versions: Sequence[int], query: Vector) -> dict[int, float]:
         (query.tobytes(), json.dumps(list(versions))),
     )
     return dict(rows.fetchall())
+
+
+def vectors(tx: Tx, versions: Sequence[int]) -> dict[int, bytes]:
+    """Version id -> its unit vector, float32, for these versions."""
+    rows = tx.execute(
+        "select x.rowid, x.embedding from json_each(?) j cross join memory_vec x on x.rowid = j.value",
+        (json.dumps(list(versions)),),
+    )
+    return dict(rows.fetchall())
+
+
+def times(tx: Tx, versions: Sequence[int]) -> dict[int, tuple[Instant, str, bool]]:
+    """Version id -> (since when it is valid, its text, whether it is superseded or deleted)."""
+    rows = tx.execute(
+        "select v.id, v.valid_from, v.text, m.head <> v.id or m.deleted_at is not null "
+        "from json_each(?) j cross join version v on v.id = j.value cross join memory m on m.id = v.memory_id",
+        (json.dumps(list(versions)),),
+    )
+    return {row: (at, text, bool(past)) for row, at, text, past in rows}
 
 
 def beside(tx: Tx, within: Reach, versions: Sequence[int]) -> set[tuple[int, int]]:
@@ -353,8 +401,11 @@ def mention_shares(tx: Tx, within: Reach, query: str, versions: Sequence[int]) -
 
 def turn_pool(
     tx: Tx, within: Reach, text: str, query: Vector, *, pending_only: bool, k: int = POOL
-) -> tuple[dict[int, float], dict[int, float], float]:
-    """(by vector, by words, the words' spread) of raw turns: message id -> score. Suppressed turns are in no index."""
+) -> tuple[dict[int, float], dict[int, float], float, int]:
+    """(by vector, by words, the words' spread, how many there are) of raw turns: message id -> score.
+
+    Suppressed turns are in no index.
+    """
     by_vector = _nearest(tx, "turn_vec", within, {"pending = ?": 1 if pending_only else None}, query, k)
     prefix = _owner_expression(within, "p" if pending_only else "px")
     inside = _turns_in(within, pending_only=pending_only)
@@ -368,7 +419,7 @@ def turn_pool(
     lengths = {row: rank.word_count(content) for row, content in contents}
     average = sum(lengths.values()) / max(len(lengths), 1)
     by_words = rank.bm25(postings, lengths, documents=documents, average_words=average)
-    return by_vector, by_words, rank.spread(postings, documents)
+    return by_vector, by_words, rank.spread(postings, documents), documents
 
 
 def has_pending(tx: Tx, within: Reach) -> bool:
@@ -394,16 +445,19 @@ def turns(tx: Tx, within: Reach, ids: Sequence[int]) -> dict[int, TurnRecord]:
     """The raw turns in reach among these message ids."""
     rows = tx.execute(
         "select t.id, t.episode_id, t.position, t.role, t.name, t.content, e.user_id, e.agent_id, e.run_id, "
-        "e.event_at, iif(e.state = 'pending', 'pending', 'extracted') "
+        "e.event_at, iif(e.state = 'pending', 'pending', 'extracted'), "
+        "exists (select 1 from evidence x where x.message_id = t.id) and not exists (select 1 from evidence x "
+        "join version v on v.id = x.version_id join memory m on m.head = v.id and m.deleted_at is null "
+        "where x.message_id = t.id) "
         "from json_each(?) j join message t on t.id = j.value "
         "join episode e on e.id = t.episode_id where t.suppressed_at is null and e.mode = 'infer'",
         (json.dumps(list(ids)),),
     )
     found = {}
-    for row_id, episode_id, position, role, name, content, user, agent, run, event_at, state in rows:
+    for row_id, episode_id, position, role, name, content, user, agent, run, event_at, state, past in rows:
         scope = Scope(user, agent, run)
         if matches(within.scope, scope):
-            found[row_id] = TurnRecord(episode_id, position, role, name, content, scope, event_at, state)
+            found[row_id] = TurnRecord(episode_id, position, role, name, content, scope, event_at, state, bool(past))
     return found
 
 
@@ -425,7 +479,15 @@ def take_snapshot(tx: Tx, scope: Scope) -> Snapshot:
 
 
 def neighbours(
-    tx: Tx, scope: Scope, text: str, vector: Vector, *, event_at: Instant, now: Instant, k: int
+    tx: Tx,
+    scope: Scope,
+    text: str,
+    vector: Vector,
+    *,
+    event_at: Instant,
+    now: Instant,
+    k: int,
+    matrices: Matrices | None = None,
 ) -> tuple[Neighbour, ...]:
     """The k memories nearest to a fact of this scope, with which it is reconciled, nearest first.
 
@@ -437,7 +499,7 @@ def neighbours(
         return ()
     owned = Reach(Scope(), row[0], now)
     by_words = word_pool(tx, owned, text, k * 2)
-    pools = [vector_pool(tx, owned, vector, k * 4), by_words, mention_pool(tx, owned, text, k * 2)]
+    pools = [vector_pool(tx, owned, vector, k * 4, matrices), by_words, mention_pool(tx, owned, text, k * 2)]
     candidates = list({version for pool in pools for version in pool})
     rows = tx.execute(
         f"{_NEIGHBOUR} where v.id in (select value from json_each(?2)) and m.head = v.id and m.deleted_at is null "

@@ -71,6 +71,19 @@ def records(tx: Tx, within: Reach, versions: Sequence[int]) -> dict[int, tuple[M
     return _with_contested(tx, found)
 
 
+def sources(tx: Tx, versions: Sequence[int]) -> dict[int, tuple[tuple[EpisodeId, int], ...]]:
+    """Version id -> (episode, position) of each turn it was said in, earliest first, but for what was taken back."""
+    found: dict[int, tuple[tuple[EpisodeId, int], ...]] = {}
+    for version, episode, position in tx.execute(
+        "select distinct x.version_id, t.episode_id, t.position from json_each(?) j "
+        "cross join evidence x on x.version_id = j.value join message t on t.id = x.message_id "
+        "where t.suppressed_at is null order by x.event_at, t.id",
+        (json.dumps(list(versions)),),
+    ):
+        found[version] = (*found.get(version, ()), (episode, position))
+    return found
+
+
 def _with_contested(tx: Tx, found: Mapping[int, tuple[MemoryRecord, bool]]) -> dict[int, tuple[MemoryRecord, bool]]:
     ids = json.dumps([record.id for record, _ in found.values()])
     others: dict[str, list[str]] = {}

@@ -230,11 +230,15 @@ class Hit:
     turn: TurnRecord | None = None  # a raw turn, instead of a record
     superseded: bool = False
     signals: Mapping[str, float] = field(default_factory=dict)
+    sources: tuple[tuple[EpisodeId, int], ...] = ()  # of a record: the turns it was said in, by episode and position
 
 
 @dataclass(frozen=True, slots=True)
 class TurnRecord:
-    """A message not (only) known through facts. ``state``: pending, extracted."""
+    """A message not (only) known through facts. ``state``: pending, extracted.
+
+    ``superseded``: facts were taken from it, and none of them is current.
+    """
 
     episode_id: EpisodeId
     position: int
@@ -244,6 +248,7 @@ class TurnRecord:
     scope: Scope
     event_at: Instant
     state: str
+    superseded: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -267,6 +272,17 @@ class Embedder(Protocol):
     def sha256(self) -> str: ...
     def embed_passages(self, texts: Sequence[str]) -> Vectors: ...
     def embed_query(self, text: str) -> Vector: ...
+
+
+@runtime_checkable
+class Reranker(Protocol):
+    """Reads a query and texts together: a slower, closer look at the best hits."""
+
+    @property
+    def id(self) -> str: ...
+    def rerank(self, query: str, texts: Sequence[str]) -> Sequence[float]:
+        """For each text how likely it answers the query, in [0, 1]."""
+        ...
 
 
 @runtime_checkable

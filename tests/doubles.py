@@ -116,6 +116,7 @@ def follow_decide(
     facts: Sequence[Fact],
     near: Sequence[Sequence[Neighbour]],
     judge: object = None,
+    policy: object = None,
     changeable: Callable[[Neighbour], bool] | None = None,
 ) -> list[Decision]:
     """In place of decide_all(): what each fact's own line says."""

@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 from types import ModuleType
 from typing import Any
+from xml.etree import ElementTree
 
 import pytest
 
@@ -34,7 +35,7 @@ def talk() -> dict[str, Any]:
     ]
     turns = [{"id": f"t{i}", "speaker": "Mairi", "text": text} for i, text in enumerate(said)]
     turns[3]["caption"] = "a photo of a teapot"
-    asked = [("Where does Mairi keep goats?", ["t0"]), ("What did Mairi sell?", ["t2"]), ("Does she fly?", [])]
+    asked = [("Where does Mairi keep goats?", ["t0"]), ("Which boat was sold?", ["t2"]), ("Does she fly?", [])]
     questions = [{"question": text, "evidence": evidence, "category": 4} for text, evidence in asked]
     return {"conv_id": "c", "sessions": [{"date": "1:56 pm on 8 May, 2023", "turns": turns}], "qa": questions}
 
@@ -50,13 +51,25 @@ def test_a_conversation(
 ) -> None:
     report = tmp_path / "out.json"
     monkeypatch.setattr(
-        sys, "argv", ["eval_recall.py", str(write(tmp_path, "talk.jsonl", talk())), "--json", str(report)]
+        sys,
+        "argv",
+        [
+            "eval_recall.py",
+            str(write(tmp_path, "talk.jsonl", talk())),
+            "--json",
+            str(report),
+            "--ablate",
+            "--plot",
+            str(tmp_path / "out.svg"),
+        ],
     )
     assert harness.main() == 0
     told = json.loads(report.read_text("utf-8"))["talk"]
     assert (told["questions"], told["turns"], told["stores"]) == (2, 4, 1)  # the one without evidence is left out
     assert told["rows"]["fused"]["R@1"] == told["rows"]["fused"]["MRR"] == 1.0
-    assert set(told["rows"]) == {"words", "vectors", "fused"}
+    assert set(told["rows"]) == {"words", "vectors", "fused", "no words", "no names", "no time", "no turns beside"}
+    image = ElementTree.fromstring((tmp_path / "out.svg").read_text("utf-8"))
+    assert len(image.findall("{http://www.w3.org/2000/svg}polyline")) == 1
     assert "talk: 2 questions with evidence" in capsys.readouterr().out
 
 

@@ -118,7 +118,7 @@ def test_fuse_keeps_the_union_best_first(
     assert set(fused) == {*by_vector, *by_words, *by_mention}
     scores = [entry["fused"] for entry in fused.values()]
     assert scores == sorted(scores, reverse=True)
-    assert all(0 <= rank.score(score) <= 1 for score in scores)
+    assert all(0 <= rank.score(score, 50) <= 1 for score in scores)
 
 
 def test_fuse_breaks_ties_the_same_way_every_time() -> None:

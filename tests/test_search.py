@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import unicodedata
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
@@ -12,9 +13,9 @@ from doubles import Listener, texts
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from localmem.errors import GeneratorError
+from localmem.errors import GeneratorError, InvalidTypeError
 from localmem.memory import Memory
-from localmem.rank import score
+from localmem.rank import REPEATED, score
 from localmem.testing import FixedClock, HashEmbedder
 
 ANN = {"user_id": "ann"}
@@ -76,8 +77,12 @@ def test_turns_of_another_day_or_run_are_no_neighbours(memory: Memory) -> None:
     memory.add(TALK[3], infer=False, timestamp="2025-04-03T18:00:00Z", run_id="r", **ANN)
     memory.add(TALK[3].removeprefix("Bogdan: "), infer=False, timestamp="2025-04-03T18:00:00Z", **ANN)
     hits = memory.search("Does Bogdan play the accordion?", explain=True, **ANN)["results"]
-    for hit in hits:
-        assert hit["score"] == pytest.approx(score(hit["signals"]["fused"]), abs=1e-3)
+    assert [round(hit["signals"]["evidence"] - hit["signals"]["fused"], 3) for hit in hits] == [
+        0.0,
+        0.0,
+        0.0,
+        -REPEATED,
+    ]
 
 
 def test_a_hit_by_words_alone_is_found(open_memory: Opener) -> None:
@@ -118,7 +123,7 @@ def test_a_hit_by_words_alone_is_found(open_memory: Opener) -> None:
     ],
 )
 def test_exact_words_are_found_in_any_script(open_memory: Opener, text: str, query: str) -> None:
-    memory = open_memory(":memory:")
+    memory = open_memory(":memory:", embedder=HashEmbedder(dim=512))  # few words collide
     memory.add([f"filler number {n} about nothing much" for n in range(30)], infer=False, **ANN)
     keep(memory, text)
     hits = memory.search(query, explain=True, **ANN)["results"]
@@ -247,6 +252,33 @@ def test_a_superseded_fact_does_not_come_back_through_its_turn(open_memory: Open
     assert "Porto" not in memory.context("User lives in Porto", **ANN)
 
 
+def test_every_mode_after_an_update(open_memory: Opener, scripted: None) -> None:
+    """The old value: gone from facts, marked in history and among raw turns; each fact names its turns."""
+    memory = open_memory(generator=Listener())
+    memory.add("fact: User lives in Porto", timestamp="2025-01-01", **ANN)
+    memory.add("fact: User lives in Faro | changes: User lives in", timestamp="2025-02-01", **ANN)
+
+    def seen(include: str) -> set[tuple[str, bool, bool]]:
+        hits = memory.search("User lives in Porto", include=include, **ANN)["results"]
+        return {(hit["memory"], hit.get("turn", False), hit.get("superseded", False)) for hit in hits}
+
+    new, old = ("User lives in Faro", False, False), ("User lives in Porto", False, True)
+    turns = {
+        ("fact: User lives in Porto", True, True),
+        ("fact: User lives in Faro | changes: User lives in", True, False),
+    }
+    assert seen("facts") == seen("pending") == {new}
+    assert seen("history") == {new, old}
+    assert seen("episodes") == turns
+    assert seen("all") == {new, *turns}
+    hits = memory.search("User lives in Faro", include="all", **ANN)["results"]
+    places = {hit["memory"]: (hit["episode_id"], hit["message"]) for hit in hits if hit.get("turn")}
+    (fact,) = [hit for hit in hits if not hit.get("turn")]
+    assert [(one["episode_id"], one["message"]) for one in fact["sources"]] == [
+        places["fact: User lives in Faro | changes: User lives in"]
+    ]
+
+
 def test_turns_respect_agent_and_run(open_memory: Opener) -> None:
     memory = open_memory(generator=Listener(fail=True))
     for ids in ({"run_id": "r1"}, {"run_id": "r2"}, {"agent_id": "a"}):
@@ -349,3 +381,116 @@ def test_a_large_owner_and_many_small_ones(open_memory: Opener) -> None:
         assert texts(memory.search("boat", user_id=f"small{number}")) == [f"the small boat {number}"]
     assert texts(memory.search("large note 777", user_id="large", limit=1)) == ["large note 777"]
     assert len(texts(memory.search("note", user_id="large", limit=900))) > 90
+
+
+# -- time in the query
+
+
+@pytest.fixture
+def years(memory: Memory) -> Memory:
+    """120 walks from 2019 to 2024, a move in the middle, and what the user drove before and after."""
+    for number in range(120):
+        year, month = 2019 + number // 20, 1 + number % 12
+        memory.add(f"walked to hill {number}", infer=False, timestamp=f"{year}-{month:02d}-10", **ANN)
+    memory.add("User moved to Porto with two suitcases", infer=False, timestamp="2022-04-02", **ANN)
+    memory.add("User drives an old Volvo", infer=False, timestamp="2020-02-11", **ANN)
+    memory.add("User drives a blue Fiat", infer=False, timestamp="2023-08-20", **ANN)
+    return memory
+
+
+@pytest.mark.parametrize("query", ["Where have I walked in May 2021?", "the hill walked to last May"])
+def test_a_date_in_the_query_finds_what_is_of_that_time(years: Memory, query: str) -> None:
+    found = years.search(query, limit=2, reference_date="2022-01-20", **ANN)["results"]
+    assert {each["valid_from"][:7] for each in found} == {"2021-05"}
+
+
+def test_a_date_that_a_memory_names_counts_as_well(years: Memory) -> None:
+    years.add("User walked to a hill in October 1998", infer=False, timestamp="2024-06-01", **ANN)
+    assert texts(years.search("Which hill was it in October 1998?", limit=1, **ANN)) == [
+        "User walked to a hill in October 1998"
+    ]
+
+
+@pytest.mark.parametrize(
+    ("word", "expected"),
+    [
+        ("before", ["User drives an old Volvo", "User drives a blue Fiat"]),
+        ("after", ["User drives a blue Fiat", "User drives an old Volvo"]),
+    ],
+)
+def test_before_and_after_an_event(years: Memory, word: str, expected: list[str]) -> None:
+    found = texts(years.search(f"What car User drives {word} User moved to Porto", limit=5, **ANN))
+    assert [text for text in found if "drives" in text] == expected
+
+
+def test_the_latest_of_what_is_alike(memory: Memory) -> None:
+    for day in (3, 9, 5):
+        memory.add("Ana: the car sits at the garage", infer=False, timestamp=f"2024-05-{day:02d}", **ANN)
+    for query, first in (("where is the car currently", "2024-05-09"), ("where is the car", "2024-05-03")):
+        assert memory.search(query, limit=1, **ANN)["results"][0]["valid_from"][:10] == first
+
+
+def test_what_was_so_before_is_found_in_history(memory: Memory) -> None:
+    added = memory.add("User prefers tea in the morning", infer=False, timestamp="2024-01-01", **ANN)
+    memory.update(added["results"][0]["id"], "User prefers coffee in the morning", timestamp="2024-06-01")
+    asked = "What did the user prefer in the morning before?"
+    assert texts(memory.search(asked, limit=1, include="history", **ANN)) == ["User prefers tea in the morning"]
+    assert texts(memory.search(asked, **ANN)) == ["User prefers coffee in the morning"]
+
+
+def test_explain_tells_the_place_in_each_pool(memory: Memory) -> None:
+    memory.add(["the boat is called Selkie", "the boat needs paint", "a letter for Rui"], infer=False, **ANN)
+    hits = memory.search("the boat Selkie", explain=True, **ANN)["results"]
+    first = hits[0]["signals"]
+    assert (first["vector_rank"], first["words_rank"], first["mentions_rank"]) == (1, 1, 1)
+    assert hits[1]["signals"]["words_rank"] == 2
+    assert "mentions_rank" not in hits[1]["signals"]
+    for hit in hits:
+        assert hit["score"] == pytest.approx(score(hit["signals"]["evidence"], 3), abs=1e-3)
+
+
+# -- diversity and reranking
+
+
+def test_what_repeats_a_better_hit_stands_behind_others(memory: Memory) -> None:
+    memory.add(
+        ["the boat lies at pier nine"] * 4 + ["the boat lies in harbour", "a letter for Rui"], infer=False, **ANN
+    )
+    assert found(memory, "the boat lies at pier", limit=3)[:2] == [
+        "the boat lies at pier nine",
+        "the boat lies in harbour",
+    ]
+
+
+class Longest:
+    """Likes long texts."""
+
+    id = "longest"
+
+    def __init__(self) -> None:
+        self.shown: list[Sequence[str]] = []
+
+    def rerank(self, query: str, texts: Sequence[str]) -> list[float]:
+        self.shown.append(texts)
+        return [len(text) / 50 for text in texts]
+
+
+def test_a_reranker_puts_the_best_hits_in_order(open_memory: Opener) -> None:
+    reranker = Longest()
+    memory = open_memory(reranker=reranker)
+    memory.add([f"boat {'o' * n}" for n in range(30)], infer=False, **ANN)
+    hits = memory.search("boat", limit=30, explain=True, **ANN)["results"]
+    shown = set(reranker.shown[0])
+    assert len(shown) == 20
+    scores = [hit["score"] for hit in hits]
+    assert scores == sorted(scores, reverse=True)
+    assert hits[0]["memory"] == max(shown, key=len)
+    assert [hit["signals"].get("reranked") for hit in hits[:20]] == pytest.approx(scores[:20], abs=1e-4)
+    assert "reranked" not in hits[20]["signals"]
+    assert all(0 <= score <= 1 for score in scores)
+    assert len(memory.search("boat", limit=30, threshold=0.5, **ANN)["results"]) == sum(s >= 0.5 for s in scores)
+
+
+def test_a_reranker_must_be_one(open_memory: Opener) -> None:
+    with pytest.raises(InvalidTypeError, match="reranker"):
+        open_memory(reranker="minilm", sound=False)

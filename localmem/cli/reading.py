@@ -87,7 +87,15 @@ def _hit_row(hit: Mapping[str, Any], explain: bool) -> list[str]:
     mark = " (superseded)" if hit.get("superseded") else " (as said)" if hit.get("turn") else ""
     since = hit.get("valid_from") or hit["created_at"]
     row = [f"{hit['score']:.2f}", id_cell(hit["id"]), f"{hit['memory']}{mark}", terminal.day(since)]
-    return [*row, " ".join(f"{k}={v:.2f}" for k, v in hit["signals"].items())] if explain else row
+    return [*row, _told(hit["signals"])] if explain else row
+
+
+def _told(signals: Mapping[str, float]) -> str:
+    """Each signal; behind a pool's the place there: "vector=0.43#2"."""
+    places = {name: f"#{place}" for name, place in signals.items() if name.endswith("_rank")}
+    return " ".join(
+        f"{name}={value:.2f}{places.get(f'{name}_rank', '')}" for name, value in signals.items() if name not in places
+    )
 
 
 @cli.command("list")

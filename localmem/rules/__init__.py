@@ -10,7 +10,10 @@ from functools import cache
 from importlib import resources
 from typing import Any
 
-NAMES = ("words", "secrets", "dates", "support", "marks", "forget", "clauses", "extract", "relate", "decide")
+NAMES = (
+    "words", "secrets", "dates", "support", "marks", "forget", "clauses", "extract", "relate", "decide",
+    "decide_original", "timing",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
