@@ -198,10 +198,12 @@ def bench(model: bytes, ids: list[list[int]]) -> None:
 
 
 def mean(published: Weights, trained: Weights, share: float) -> Weights:
-    """Each weight, of which ``share`` comes from the trained ones; those that were not trained stay as they are."""
-    return {
-        name: np.float32((1 - share) * value + share * trained.get(name, value)) for name, value in published.items()
-    }
+    """Each weight, of which ``share`` comes from the trained ones; the table of words is the same, to the bit."""
+    found = dict(published)
+    for name, other in trained.items():
+        known = published[name][: len(other)]  # positions beyond the 256th are not trained either, nor used
+        found[name] = known if np.array_equal(known, other) else np.float32((1 - share) * known + share * other)
+    return found
 
 
 def fixture(vectors: list[Array], of: str) -> str:

@@ -264,7 +264,7 @@ def fit_decide(path: Path, model: Path | None, ridge: float, sample: int) -> Non
     embedder = default_embedder()
     rows = read(path, FIT)
     pairs = decide_pairs(rows, embedder)
-    names = list(pairs[0][2])
+    names = [name for name in pairs[0][2] if name != "crowd"]  # scripts/calibrate.py fits that for each model
     features = np.array([[seen[name] for name in names] for _, _, seen, _, _ in pairs])
     fitted = softmax(features, np.array([pair[4] for pair in pairs]), ridge)
     weights = {

@@ -8,7 +8,7 @@ from dataclasses import replace
 
 import pytest
 
-from localmem import artifacts, prompts, relate
+from localmem import artifacts, prompts, relate, rules
 from localmem.config import Limits
 from localmem.decide import Policy, chances, decide, decide_all, label_odds, policy_for, same_words
 from localmem.extract import ExtractContext, extract
@@ -180,6 +180,13 @@ class TestPolicy:
             policy = policy_for(name)
             assert set(policy.accept) == set(policy.doubt) == set(policy.label_weights) == set(policy.weights)
             assert all(policy.doubt[c] <= policy.accept[c] for c in policy.accept)
+
+    def test_each_embedder_that_comes_with_localmem_has_its_own(self) -> None:
+        embedders = [entry.name for entry in artifacts.manifest().embedders]
+        assert [rules.load(name).table["embedder"] for name in ("decide", "decide_original")] == embedders
+        own = [policy_for(None, None, name).weights for name in embedders]
+        assert own[0] != own[1]
+        assert policy_for(None, None, "another").weights == policy_for(None).weights == own[0]
 
     def test_every_weight_has_its_signal(self) -> None:
         seen = relate.signals("User lives in Linz now", "User lives in Graz", 0.7, [0.7, 0.2])

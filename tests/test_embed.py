@@ -35,11 +35,11 @@ from localmem.errors import (
     ModelFileError,
     ModelNotFoundError,
 )
-from localmem.manifest import MANIFEST
+from localmem.manifest import MANIFEST, EmbedderEntry
 from localmem.types import STANCES, TAGGED_KINDS, Embedder, Judge, Kind, Relation, Tagger
 
 ROOT = Path(__file__).resolve().parent.parent
-REFERENCES = {"all-MiniLM-L6-v2-int8": "embedder_original.json"}  # in tests/data, by scripts/build_embedder.py
+REFERENCES = {"minilm/original.onnx": "embedder_original.json", "minilm/tuned.onnx": "embedder_tuned.json"}
 TEXTS = (
     "User likes green tea",
     "User likes green tea a lot",
@@ -74,10 +74,11 @@ def in_child(code: str, **env: str) -> str:
 # -------------------------------------------------------------------- the vectors
 
 
-@pytest.mark.parametrize("name", [entry.name for entry in artifacts.manifest().embedders])
-def test_vectors_are_those_of_the_float_weights(name: str) -> None:
-    embedder = packaged_embedder(name)
-    table = json.loads((ROOT / "tests" / "data" / REFERENCES[name]).read_text(encoding="utf-8"))
+@pytest.mark.parametrize("entry", artifacts.manifest().embedders, ids=lambda entry: entry.name)
+def test_vectors_are_those_of_the_float_weights(entry: EmbedderEntry) -> None:
+    """Of scripts/build_embedder.py, which wrote the references."""
+    embedder = packaged_embedder(entry.name)
+    table = json.loads((ROOT / "tests" / "data" / REFERENCES[entry.model.path]).read_text(encoding="utf-8"))
     sentences = table["sentences"]
     wanted = np.frombuffer(base64.b64decode(table["vectors_float16_base64"]), "<f2").reshape(-1, table["dim"])
     assert len(sentences) == len(wanted) >= 40
@@ -88,7 +89,7 @@ def test_vectors_are_those_of_the_float_weights(name: str) -> None:
 
 def test_shapes_and_identity(embedder: OnnxEmbedder) -> None:
     assert isinstance(embedder, Embedder)
-    assert (embedder.id, embedder.dim) == ("all-MiniLM-L6-v2-int8", 384)
+    assert (embedder.id, embedder.dim) == (artifacts.manifest().embedder.name, 384)
     assert embedder.sha256 == artifacts.manifest().embedder.whole_sha256
     query, rows = embedder.embed_query("tea"), embedder.embed_passages(["tea", "coffee"])
     assert query.shape == (384,)

