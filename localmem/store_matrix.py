@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 ROWS_MIN = 2_000  # memories of an owner from which on this is faster than vec0
 BYTES_MAX = 512_000_000  # of all owners of a store; the one not asked for longest goes first
 SIGNS = 2  # for each number of a vector
-SHORTLIST = 2_000  # rows by bits that are put in order by levels, or 20 times what is wanted
+SHORTLIST = 2_000  # rows by bits that are put in order by levels, or 25 times what is wanted
 _FRESH_SHARE = 0.25  # more new rows than this share: read the owner's vectors anew
 
 
@@ -61,7 +61,7 @@ class Matrix:
         """Ids of about the k rows with the highest cosine, best first."""
         count, rows = self._count, self._arrays
         best = np.arange(count)
-        if count > (wanted := max(SHORTLIST, 20 * k)):
+        if count > (wanted := max(SHORTLIST, 25 * k)):
             differing = _ones(rows.signs[:count] ^ self._signs(query[None])[0])
             best = np.argpartition(differing, wanted)[:wanted]
         cosines = (rows.levels[best].astype(np.float32) @ query) * rows.scales[best]

@@ -124,7 +124,7 @@ def vector_pool(
 
 def _in_memory(tx: Tx, within: Reach, owner: int, query: Vector, k: int, matrices: Matrices) -> dict[int, float] | None:
     """The rows found may be past or expired by now: ask for more until enough can be seen, or all have been."""
-    wanted = k * 2
+    wanted = k + k // 4 + 10
     while (near := matrices.nearest(tx, owner, query, wanted)) is not None:
         seen = keep(tx, within.where(), dict.fromkeys(near, 0.0))
         if len(seen) >= k or len(near) < wanted:
@@ -195,9 +195,9 @@ def _widening(tx: Tx, within: Reach, where: Condition, query: Vector, k: int) ->
 
 def keep(tx: Tx, where: Condition, scored: Mapping[int, float]) -> dict[int, float]:
     """The scored versions that are in reach, in their order."""
-    rows = tx.execute(
-        "select v.id from json_each(?) j join version v on v.id = j.value join memory m on m.id = v.memory_id "
-        f"where {where.sql}",
+    rows = tx.execute(  # cross join: from these ids on, not over all of the owner's rows
+        "select v.id from json_each(?) j cross join version v on v.id = j.value "
+        f"cross join memory m on m.id = v.memory_id where {where.sql}",
         (json.dumps(list(scored)), *where.bindings),
     )
     allowed = {row for (row,) in rows}
