@@ -7,8 +7,6 @@ import math
 import re
 from collections.abc import Collection, Iterable, Mapping, Sequence
 
-import numpy as np
-
 from localmem import words
 
 # Robertson and Zaragoza 2009, "The Probabilistic Relevance Framework", section 3.2: the usual k1 and b.
@@ -26,7 +24,7 @@ USUAL_COSINE = 0.1  # of a row that has nothing to do with the query
 # Evidence to a score, by scripts/calibrate_search.py: 0.5 at MIDDLE among 100 memories, at GROWTH more among 272.
 SCORE_SLOPE, SCORE_MIDDLE, SCORE_GROWTH = 0.50, 10.9, 1.0
 NEAR_DUPLICATE_COSINE = 0.97
-REPEATED = 8.0  # what is taken off the evidence of a hit that nearly repeats a better one
+REPEATED = 8.0  # what is taken off the evidence of a hit that repeats a better one
 
 # Scripts written without spaces: a run of them is one unicode61 token, so pairs of characters are indexed as well.
 _DENSE = "぀-ヿ㐀-䶿一-鿿豈-﫿฀-๿຀-໿က-႟ក-៿"
@@ -214,14 +212,19 @@ def timed(
     }
 
 
-def varied(scores: Mapping[int, float], order: Sequence[int], vectors: Mapping[int, bytes]) -> dict[int, float]:
-    """Evidence, less for each row in ``order`` that nearly repeats one before it. Vectors: float32 of unit length."""
-    rows = [row for row in order if row in vectors]
-    if len(rows) < 2:
-        return dict(scores)
-    table = np.frombuffer(b"".join(vectors[row] for row in rows), "<f4").reshape(len(rows), -1)
-    repeats = np.tril(table @ table.T > NEAR_DUPLICATE_COSINE, k=-1).any(axis=1)
-    return {**scores, **{row: scores[row] - REPEATED for row, again in zip(rows, repeats, strict=True) if again}}
+def varied(scores: Mapping[int, float], texts: Mapping[int, str]) -> dict[int, float]:
+    """Evidence, less for each row that says again what a row before it says: the same content words in the same order.
+
+    ``texts``: of the rows that matter, best first. Vectors would not do: "gate 3, row 7" is near "gate 7, row 3".
+    """
+    varied, said = dict(scores), set[tuple[str, ...]]()
+    for row, text in texts.items():
+        folded = [token.folded for token in words.tokens(text)]
+        gist = tuple(word for word in folded if word not in words.all_stop_words()) or tuple(folded)
+        if gist in said:
+            varied[row] -= REPEATED
+        said.add(gist)
+    return varied
 
 
 def lifted(scores: Mapping[int, float], beside: Iterable[tuple[int, int]]) -> dict[int, float]:

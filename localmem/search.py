@@ -115,8 +115,8 @@ def _facts(
     signals |= fused({row for pair in beside for row in pair} - found)
     evidence = _timed(tx, asked, question, rank.lifted({row: each["fused"] for row, each in signals.items()}, beside))
     best = sorted(evidence, key=lambda row: (-evidence[row], row))[: question.limit * 2 + 10]  # some may have expired
-    evidence = rank.varied(evidence, best, store_pools.vectors(tx, best))
     records, sources = store_read.records(tx, within, best), store_read.sources(tx, best)
+    evidence = rank.varied(evidence, {row: records[row][0].text for row in best if row in records})
     told = _signals(signals, evidence) if question.explain else {}
     return [
         Hit(

@@ -259,15 +259,6 @@ def cosines(tx: Tx, versions: Sequence[int], query: Vector) -> dict[int, float]:
     return dict(rows.fetchall())
 
 
-def vectors(tx: Tx, versions: Sequence[int]) -> dict[int, bytes]:
-    """Version id -> its unit vector, float32, for these versions."""
-    rows = tx.execute(
-        "select x.rowid, x.embedding from json_each(?) j cross join memory_vec x on x.rowid = j.value",
-        (json.dumps(list(versions)),),
-    )
-    return dict(rows.fetchall())
-
-
 def times(tx: Tx, versions: Sequence[int]) -> dict[int, tuple[Instant, str, bool]]:
     """Version id -> (since when it is valid, its text, whether it is superseded or deleted)."""
     rows = tx.execute(

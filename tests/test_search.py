@@ -494,3 +494,11 @@ def test_a_reranker_puts_the_best_hits_in_order(open_memory: Opener) -> None:
 def test_a_reranker_must_be_one(open_memory: Opener) -> None:
     with pytest.raises(InvalidTypeError, match="reranker"):
         open_memory(reranker="minilm", sound=False)
+
+
+def test_what_differs_in_a_number_repeats_nothing(memory: Memory) -> None:
+    said = ["seat 3 in row 7 is free", "seat 7 in row 3 is free"]  # the same vector to HashEmbedder
+    memory.add(said, infer=False, **ANN)
+    assert sorted(found(memory, "seat 7 in row 3")) == said
+    hits = memory.search("seat 7 in row 3", explain=True, **ANN)["results"]
+    assert [hit["signals"]["evidence"] - hit["signals"]["fused"] for hit in hits] == [0.0, 0.0]
