@@ -9,7 +9,7 @@ words and names; the others by meaning alone, as they do out of the box. --peers
 installed is left out.
 
 Recall: of the 100 rows with the highest cosine, those that localmem's vector pool finds. A few queries are asked before
-any is timed; then the systems take turns at each query.
+any is timed; each system runs in a process of its own, one after the other.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ import argparse
 import contextlib
 import importlib.metadata
 import json
+import multiprocessing
 import os
 import random
 import statistics
@@ -26,6 +27,7 @@ import tempfile
 import time
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from datetime import UTC, datetime
 from functools import cache
 from pathlib import Path
@@ -197,35 +199,33 @@ SYSTEMS = {
 # ---------------------------------------------------------------- measuring
 
 
-def measured(size: int, owners: int, queries: int, systems: Sequence[str], scratch: Path) -> list[dict[str, Any]]:
-    """One row for each system at this size."""
+def measured(size: int, owners: int, queries: int, systems: Sequence[str], scratch: Path) -> Iterator[dict[str, Any]]:
+    """One row for each system at this size, each in a process of its own: two SQLite libraries in one crash."""
+    for name in systems:
+        with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as apart:
+            yield apart.submit(one, name, size, owners, queries, scratch / f"{name}-{size}").result()
+
+
+def one(name: str, size: int, owners: int, queries: int, folder: Path) -> dict[str, Any]:
+    """Fill one system and ask it."""
     texts = list(sentences(random.Random(size), size))
     memories = {f"user{number}": texts[number::owners] for number in range(owners)}
     asked = [(query, f"user{number % owners}") for number, query in enumerate(questions(queries))]
-    rows, searches = list[dict[str, Any]](), dict[str, Search]()
-    with contextlib.ExitStack() as opened:
-        for name in systems:
-            folder = scratch / f"{name}-{size}"
-            folder.mkdir()
-            began = time.perf_counter()
-            searches[name] = opened.enter_context(SYSTEMS[name][0](folder, memories))
-            filled = time.perf_counter() - began
-            for query, owner in asked[:5]:
-                searches[name](query, owner)
-            size_bytes = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
-            rows.append({"system": name, "memories": size, "owners": owners, "fill_s": filled, "bytes": size_bytes})
-        times: dict[str, list[float]] = {name: [] for name in systems}
+    folder.mkdir()
+    began = time.perf_counter()
+    took = []
+    with SYSTEMS[name][0](folder, memories) as search:
+        filled = time.perf_counter() - began
+        for query, owner in asked[:5]:
+            search(query, owner)
         for query, owner in asked:
-            for name, search in searches.items():
-                began = time.perf_counter()
-                search(query, owner)
-                times[name].append((time.perf_counter() - began) * 1e3)
-        for row in rows:
-            took = sorted(times[row["system"]])
-            row |= {"p50_ms": statistics.median(took), "p95_ms": took[int(len(took) * 0.95)], "queries": len(took)}
-    if "localmem" in systems:
-        rows[0]["recall"] = recall(scratch / f"localmem-{size}" / "memory.db", memories, asked[:50])
-    return rows
+            began = time.perf_counter()
+            search(query, owner)
+            took.append((time.perf_counter() - began) * 1e3)
+    size_bytes = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
+    row = {"system": name, "memories": size, "owners": owners, "fill_s": filled, "bytes": size_bytes}
+    row |= {"p50_ms": statistics.median(took), "p95_ms": sorted(took)[int(len(took) * 0.95)], "queries": len(took)}
+    return {**row, "recall": recall(folder / "memory.db", memories, asked[:50])} if name == "localmem" else row
 
 
 def recall(path: Path, memories: Mapping[str, Sequence[str]], asked: Sequence[tuple[str, str]]) -> float:
@@ -280,7 +280,7 @@ def main() -> None:
     rows = []
     with tempfile.TemporaryDirectory(prefix="bench-search-") as scratch:
         for size in given.sizes:
-            found = measured(size, given.owners, given.queries, there, Path(scratch))
+            found = list(measured(size, given.owners, given.queries, there, Path(scratch)))
             print_rows(found)
             rows += found
     if given.out:
