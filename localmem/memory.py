@@ -444,8 +444,8 @@ class Memory(_Surface):
     the URL of an OpenAI-compatible server on loopback, or a Generator; None is LOCALMEM_GENERATOR or the installed
     model. It is loaded when first needed. embedder: an Embedder, or the name of one that comes with localmem; None is
     the one the file was written with, for a new file the default. reranker: puts the best hits of a search in order;
-    none comes with localmem. durability: "power" (survives a power cut) or
-    "process" (survives kill -9). clock: microseconds since 1970, for tests.
+    none comes with localmem. durability: "power" (survives a power cut) or "process" (survives kill -9). clock:
+    microseconds since 1970, for tests.
     """
 
     def __init__(

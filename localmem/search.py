@@ -114,23 +114,19 @@ def _facts(
     beside = store_pools.beside(tx, within, list(signals)[:pool])
     signals |= fused({row for pair in beside for row in pair} - found)
     evidence = _timed(tx, asked, question, rank.lifted({row: each["fused"] for row, each in signals.items()}, beside))
-    best = sorted(evidence, key=lambda row: (-evidence[row], row))[: question.limit * 2 + 10]  # some may have expired
+    best = _best_first(evidence)[: question.limit * 2 + 10]  # some may have expired
     records, sources = store_read.records(tx, within, best), store_read.sources(tx, best)
-    evidence = rank.varied(evidence, {row: records[row][0].text for row in best if row in records})
-    told = _signals(signals, evidence) if question.explain else {}
-    return [
-        Hit(
-            record,
-            rank.score(evidence[row], words.documents),
-            record.text,
-            superseded=past,
-            signals=told.get(row, {}),
-            sources=sources.get(row, ()),
-        )
-        for row in best
-        if row in records
-        for record, past in [records[row]]
-    ]
+    asked_for = rank.key(question.text)  # these very words are answers, however often they were kept
+    texts = {row: records[row][0].text for row in best if row in records}
+    varied = rank.varied(evidence, {row: text for row, text in texts.items() if rank.key(text) != asked_for})
+    told = _signals(signals, varied) if question.explain else {}
+    hits, score = list[Hit](), 1.0
+    for row in _best_first({row: varied[row] for row in texts}):
+        record, past = records[row]
+        score = min(score, rank.score(evidence[row], words.documents))  # a repeat is as likely, but goes behind
+        signs = told.get(row, {})
+        hits.append(Hit(record, score, record.text, superseded=past, signals=signs, sources=sources.get(row, ())))
+    return hits
 
 
 def _happened(tx: Tx, within: store_pools.Reach, event: str, vector: Vector) -> Instant | None:
@@ -149,12 +145,12 @@ def _timed(tx: Tx, asked: timing.Asked, question: Question, evidence: Mapping[in
     past = asked.past and question.include == "history"
     if not evidence or not (asked.spans or asked.recent or past):
         return evidence
-    times = store_pools.times(tx, sorted(evidence, key=lambda row: (-evidence[row], row)))
-    fits = {}
-    for place, (row, (at, text, _)) in enumerate(times.items()):
-        fits[row] = asked.fit(timing.moments(text, at) if place < TIMED_MAX and asked.spans else (at,))
-    ages = {}
-    if asked.recent and not asked.spans:
+    times = store_pools.times(tx, _best_first(evidence))
+    fits, ages = dict[int, float](), dict[int, float]()
+    if asked.spans:
+        for place, (row, (at, text, _)) in enumerate(times.items()):
+            fits[row] = asked.fit(timing.moments(text, at) if place < TIMED_MAX else (at,))
+    elif asked.recent:
         newest, oldest = max(at for at, _, _ in times.values()), min(at for at, _, _ in times.values())
         ages = {row: (newest - at) / max(1, newest - oldest) for row, (at, _, _) in times.items()}
     return rank.timed(evidence, fits, ages, {row for row, (_, _, gone) in times.items() if past and gone})
@@ -177,6 +173,10 @@ def _turns(tx: Tx, within: store_pools.Reach, question: Question, query: Vector)
     return hits
 
 
+def _best_first(scores: Mapping[int, float]) -> list[int]:
+    return sorted(scores, key=lambda row: (-scores[row], row))
+
+
 def _spoken(turn: TurnRecord) -> str:
     return f"{turn.name}: {turn.text}" if turn.name else turn.text
 
@@ -185,8 +185,8 @@ def _signals(signals: Mapping[int, Mapping[str, float]], evidence: Mapping[int, 
     """What `explain` shows: score and place (from 1) in each pool, all fused, then with turns beside and time."""
     told = {row: {name: round(score, 4) for name, score in each.items()} for row, each in signals.items()}
     for pool in ("vector", "words", "mentions"):
-        held = sorted((row for row in signals if signals[row][pool] > 0), key=lambda row: (-signals[row][pool], row))
-        for place, row in enumerate(held, 1):
+        held = {row: each[pool] for row, each in signals.items() if each[pool] > 0}
+        for place, row in enumerate(_best_first(held), 1):
             told[row][f"{pool}_rank"] = place
     for row, each in told.items():
         each["evidence"] = round(evidence[row], 4)

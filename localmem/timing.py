@@ -73,7 +73,7 @@ def asked(query: str, now: Instant) -> Asked:
 
 
 def moments(text: str, at: Instant) -> tuple[Instant, ...]:
-    """When something said at ``at`` was, and the beginnings of the days, months and years it names."""
+    """When something was said, and the middles of the days, months and years that it names."""
     return (at, *_named(text, at // DAY))
 
 

@@ -13,7 +13,6 @@ those without (area under the ROC curve, and how many of each are left at a thre
 from __future__ import annotations
 
 import argparse
-import hashlib
 import json
 import math
 import sys
@@ -26,10 +25,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 
 import numpy as np
 from eval_recall import conversations
+from fit_rules import CALIBRATE, TEST, logistic, part_of
 
 from localmem import Memory, rank
 
-FIT, CHECK = 8, 9  # parts of the ids' hashes
 LIMIT = 50
 THRESHOLDS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8)
 
@@ -41,10 +40,6 @@ class Source:
     id: str
     texts: list[tuple[str, Any]]
     asked: list[tuple[str, frozenset[int]]]
-
-    @property
-    def part(self) -> int:
-        return int(hashlib.sha256(self.id.encode()).hexdigest(), 16) % 10
 
 
 @dataclass(frozen=True)
@@ -105,16 +100,6 @@ def every(found: Iterable[Found]) -> tuple[np.ndarray, np.ndarray]:
     return table[:, :3], table[:, 3]
 
 
-def fitted(x: np.ndarray, y: np.ndarray) -> np.ndarray:
-    """Weights of a logistic regression, by Newton's method with a ridge too small to matter."""
-    weights = np.zeros(x.shape[1])
-    for _ in range(50):
-        chance = 1 / (1 + np.exp(-x @ weights))
-        curve = (x * (chance * (1 - chance))[:, None]).T @ x + 1e-6 * np.eye(x.shape[1])
-        weights = weights + np.linalg.solve(curve, x.T @ (y - chance))
-    return weights
-
-
 def report(name: str, found: Sequence[Found]) -> None:
     """Reliability of the scores as rank.py makes them, and what a threshold leaves."""
     scores = np.array([rank.score(e, one.documents) for one in found for e in one.evidence])
@@ -153,15 +138,15 @@ def main() -> None:
     given = parser.parse_args()
     all_of_them = list(sources(given.rows))
     found: dict[int, list[Found]] = {}
-    for part in (FIT, CHECK):
-        held = [source for source in all_of_them if source.part == part]
+    for part in (CALIBRATE, TEST):
+        held = [source for source in all_of_them if part_of(source.id) == part]
         found[part] = [one for source in held for one in searched([source], [source])]
         found[part] += searched(held, held)
         found[part] += searched(all_of_them, held)
-    slope, growth, constant = fitted(*every(found[FIT]))
+    slope, growth, constant = logistic(*every(found[CALIBRATE]), ridge=1e-6)
     print(f"SCORE_SLOPE, SCORE_MIDDLE, SCORE_GROWTH = {slope:.2f}, {-constant / slope:.2f}, {-growth / slope:.2f}")
-    report("held out, fitted on", found[FIT])
-    report("held out", found[CHECK])
+    report("held out, fitted on", found[CALIBRATE])
+    report("held out", found[TEST])
     for path in given.check:
         report(path.stem, [one for source in of_conversations(path) for one in searched([source], [source])])
 
