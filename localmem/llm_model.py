@@ -97,6 +97,9 @@ class NativeModel:
     def _open_model(self) -> None:
         settings = self.lib.llama_model_default_params()
         settings.n_gpu_layers = 0  # replies must not depend on which machine has which GPU
+        known = {name for name, *_ in settings._fields_}
+        if "use_extra_bufts" in known and b"AMX_INT8 = 1" in self.lib.llama_print_system_info():
+            settings.use_extra_bufts = False  # llama.cpp's AMX crashes where a virtual machine lets no tiles be set up
         with self.log.errors() as said:
             self.model = self.lib.llama_model_load_from_file(os.fsencode(self.path), settings)
         if not self.model:

@@ -497,6 +497,18 @@ class TestFiles:
         assert generator.score_labels(facts("hi"), "AB") == model.score_labels(facts("hi"), "AB")
         generator.close()
 
+    @pytest.mark.parametrize(("told", "wanted"), [(b"AVX2 = 1 | AMX_INT8 = 1 |", False), (b"AVX2 = 1 |", True)])
+    def test_amx_is_left_alone(self, gguf: Path, monkeypatch: pytest.MonkeyPatch, told: bytes, wanted: bool) -> None:
+        """Where it can't be used, in virtual machines, llama.cpp ends the process with a segmentation fault."""
+        import llama_cpp
+
+        seen = []
+        monkeypatch.setattr(llama_cpp, "llama_print_system_info", lambda: told)
+        monkeypatch.setattr(llama_cpp, "llama_model_load_from_file", lambda _, settings: seen.append(settings))
+        with pytest.raises(ModelFileError):
+            LlamaGenerator(gguf).score_labels(facts("x"), "AB")
+        assert [settings.use_extra_bufts for settings in seen] == [wanted]
+
     def test_more_context_than_the_model_has(self, gguf: Path) -> None:
         with pytest.raises(ModelFileError, match=r"trained for \d+ tokens of context.*context_tokens="):
             LlamaGenerator(gguf, context_tokens=2**20).count_tokens("x")
