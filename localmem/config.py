@@ -10,6 +10,8 @@ from pathlib import Path
 from localmem.errors import InvalidInputError
 
 DURABILITIES = ("power", "process")  # synchronous=FULL / NORMAL, DESIGN section 2
+RETENTIONS = ("all", "evidence", "none")  # which turns stay once they are extracted, the most first
+PRESETS = {"regulated": {"retention": "evidence"}}  # named settings: arguments of Memory where none are given
 STORE_NAME = "localmem.db"
 
 

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from localmem.config import DURABILITIES, Limits, settings
+from localmem.config import DURABILITIES, PRESETS, RETENTIONS, Limits, settings
 from localmem.dates import parse_instant
 from localmem.errors import InvalidInputError, InvalidTypeError, ScopeError, TooLargeError
 from localmem.types import JSON, Instant, Message, Scope
@@ -172,6 +172,15 @@ def durability(value: Any) -> None:
         raise InvalidInputError(f"durability must be one of {', '.join(DURABILITIES)}, not {value!r:.40}")
 
 
+def retention(given: Any, preset: Any) -> str | None:
+    """The retention asked for, itself or by a preset; None where neither says one."""
+    if preset is not None and preset not in PRESETS:
+        raise InvalidInputError(f"preset must be one of {', '.join(PRESETS)}, not {preset!r:.40}")
+    if given is not None and given not in RETENTIONS:
+        raise InvalidInputError(f"retention must be one of {', '.join(RETENTIONS)}, not {given!r:.40}")
+    return given if given is not None or preset is None else PRESETS[preset].get("retention")
+
+
 def store_path(path: str | os.PathLike[str] | None) -> Path | None:
     """The file of a store: None is the one in the user's data folder, whose folder is made; ":memory:" gives None."""
     if path is None:
@@ -199,7 +208,9 @@ def _limits(given: Mapping[str, Any]) -> Limits:
         raise InvalidInputError(f"config.limits has a name that is no limit; there are {known}") from None
 
 
-_OWN_OPTIONS = ("path", "embedder", "generator", "reranker", "durability", "limits", "allow_remote")
+_OWN_OPTIONS = (
+    "path", "embedder", "generator", "reranker", "durability", "retention", "preset", "limits", "allow_remote"
+)  # fmt: skip
 
 
 def options(config: Mapping[str, Any]) -> dict[str, Any]:

@@ -1,451 +1,51 @@
-"""class Memory: mem0's words over one file. Scope parsing, wiring, lifetime, bound handles; no other logic."""
+"""class Memory: one file, its models and its lifetime; handles bound to a scope. The calls are in surface.py."""
 
 from __future__ import annotations
 
 import os
-import random
 import threading
 import time
-from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from localmem import embedders, inputs, shapes, store_check, store_pools, store_read, store_vectors
-from localmem.config import Limits
-from localmem.dates import to_iso
+from localmem import embedders, inputs, store_check, store_vectors
+from localmem.config import RETENTIONS, Limits
 from localmem.db import Database
 from localmem.errors import (
     ClosedError,
-    ConflictError,
     GeneratorError,
     InvalidInputError,
     InvalidTypeError,
-    NotFoundError,
     ScopeError,
 )
-from localmem.filters import Condition, compile_filters, split_scope
-from localmem.ingest import Engine, remember, resume, store_verbatim
-from localmem.search import INCLUDES, Question, context, search
+from localmem.ingest import Engine
 from localmem.shapes import Results, Shape
 from localmem.store import Store
-from localmem.store_apply import OwnerMovedError, Plan, neighbour_of, stated
+from localmem.surface import Surface, narrowed, only_ids
 from localmem.types import (
-    Change,
-    Decision,
     Embedder,
     Generator,
-    Hit,
     Instant,
     Judge,
-    MemoryRecord,
-    Op,
     Reranker,
     Scope,
     Tagger,
 )
 
-_IDS = ("user_id", "agent_id", "run_id", "session_id")
 
-
-class _Surface(ABC):
-    """The calls that Memory and a bound handle share. ``_within`` is the scope a handle can't leave."""
-
-    _engine: Engine
-    _within: Scope | None = None
-    _may_write: bool = True
-
-    # ---------------------------------------------------------------- writing
-
-    def add(
-        self,
-        messages: Any,
-        *,
-        user_id: str | None = None,
-        agent_id: str | None = None,
-        run_id: str | None = None,
-        session_id: str | None = None,
-        metadata: Mapping[str, Any] | None = None,
-        infer: bool = True,
-        timestamp: Any = None,
-        expires_at: Any = None,
-    ) -> Results:
-        """Remember an exchange: extract its facts and reconcile each with what is known.
-
-        messages: a str, a message dict ``{"role", "content", "name"?}`` or a list of them. infer=False stores each
-        message as it is. timestamp: when it was said (ISO 8601, datetime, date, Unix seconds; naive is UTC), now if
-        not given. Returns ``{"results": [{"id", "memory", "event"}], "episode_id"}`` with events ADD, UPDATE,
-        DELETE. Raises InvalidInputError before anything is written; GeneratorError, MissingExtraError or
-        ModelNotFoundError with ``episode_id`` when the words are kept and wait for resume().
-        """
-        scope = self._writable(user_id=user_id, agent_id=agent_id, run_id=run_id, session_id=session_id)
-        limits = self._engine.limits
-        said = inputs.messages(messages, limits)
-        if not infer:
-            for i, message in enumerate(said):
-                place = f"messages[{i}].content"
-                inputs.clean_text(message.content, place, bytes_max=limits.memory_bytes_max, limit="memory_bytes_max")
-        event_at = inputs.instant(timestamp, "timestamp")
-        added = (remember if infer else store_verbatim)(
-            self._engine,
-            scope,
-            said,
-            event_at=self._engine.clock() if event_at is None else event_at,
-            metadata=inputs.metadata(metadata, limits),
-            expires_at=inputs.instant(expires_at, "expires_at"),
-        )
-        told = [shapes.change_dict(change) for change in added.changes if change.event is not Op.NOOP]
-        return Results(results=told, episode_id=added.episode_id)
-
-    def update(
-        self,
-        memory_id: str,
-        data: str | None = None,
-        *,
-        text: str | None = None,
-        metadata: Mapping[str, Any] | None = None,
-        timestamp: Any = None,
-    ) -> Shape:
-        """Write a new version of a memory by hand; the old one stays in its history. metadata, if given, replaces.
-
-        Raises NotFoundError for an unknown id.
-        """
-        given = inputs.one_of(data, text, "data", "text", None)
-        if isinstance(given, Mapping):  # mem0's REST habit
-            given = given.get("text", given.get("data"))
-        if given is None and metadata is None:
-            raise InvalidInputError("update needs data (the new text), metadata, or both")
-        limits = self._engine.limits
-        if given is not None:
-            inputs.clean_text(given, "data", bytes_max=limits.memory_bytes_max, limit="memory_bytes_max")
-        replaced = None if metadata is None else inputs.metadata(metadata, limits)
-        event_at = inputs.instant(timestamp, "timestamp")
-        changes = self._by_hand(memory_id, Op.UPDATE, given, event_at, replaced)
-        return Results(message="Memory updated successfully!", results=[shapes.change_dict(c) for c in changes])
-
-    def delete(self, memory_id: str) -> Shape:
-        """Take a memory out of use. It leaves search at once and stays in history until purged.
-
-        Raises NotFoundError for an unknown or already deleted id.
-        """
-        changes = self._by_hand(memory_id, Op.DELETE, "", None, None)
-        return Results(message="Memory deleted successfully!", results=[shapes.change_dict(c) for c in changes])
-
-    def delete_all(
-        self,
-        *,
-        user_id: str | None = None,
-        agent_id: str | None = None,
-        run_id: str | None = None,
-        session_id: str | None = None,
-    ) -> Shape:
-        """Delete every memory of a scope. The scope must be named; reset() empties the whole file."""
-        scope = self._writable(user_id=user_id, agent_id=agent_id, run_id=run_id, session_id=session_id)
-        now = self._engine.clock()
-        with self._engine.store.snapshot() as tx:
-            within = store_pools.reach(tx, scope, now)
-            targets = tuple(store_read.targets(tx, within)) if within else ()
-        decision = Decision(stated("", now), Op.DELETE, targets, reason="manual")
-        plan = Plan(scope, (decision,), {}, "manual", now)
-        changes = self._engine.store.apply(plan, now) if targets else ()
-        deleted = sum(change.event is Op.DELETE for change in changes or ())
-        return Results(message="Memories deleted successfully!", deleted=deleted, results=[])
-
-    def resume(
-        self,
-        *,
-        user_id: str | None = None,
-        agent_id: str | None = None,
-        run_id: str | None = None,
-        session_id: str | None = None,
-        limit: int | None = None,
-    ) -> Results:
-        """Finish what a failure left pending, in event order; each episode exactly once.
-
-        Without ids: the whole file (a bound handle: its scope). limit: at most that many episodes, all if not given.
-        Returns the changes and ``episodes``, the number finished.
-        """
-        ids = {"user_id": user_id, "agent_id": agent_id, "run_id": run_id, "session_id": session_id}
-        scope = self._writable(**ids) if any(ids.values()) or self._within else None
-        most = None if limit is None else inputs.limit(limit, "limit", self._engine.limits)
-        done = resume(self._engine, scope, most)
-        told = [shapes.change_dict(c) for added in done for c in added.changes if c.event is not Op.NOOP]
-        return Results(results=told, episodes=len(done))
-
-    # ---------------------------------------------------------------- reading
-
-    def search(
-        self,
-        query: str,
-        *,
-        user_id: str | None = None,
-        agent_id: str | None = None,
-        run_id: str | None = None,
-        session_id: str | None = None,
-        limit: int | None = None,
-        top_k: int | None = None,
-        filters: Mapping[str, Any] | None = None,
-        threshold: float | None = None,
-        include: str = "pending",
-        as_of: Any = None,
-        known_at: Any = None,
-        reference_date: Any = None,
-        explain: bool = False,
-    ) -> Results:
-        """The memories that matter for a query, best first: ``{"results": [{"id", "memory", "score", …}]}``.
-
-        limit (or top_k): at most that many, 10 if not given. filters: a boolean tree over metadata; ids may stand in
-        it too. include: "facts", "pending" (facts and turns not extracted yet), "episodes", "all" or "history".
-        as_of: what was valid then; known_at: what the file knew then; reference_date: what "now" means. explain: each
-        hit's "signals", the score and place in each pool and how they add up.
-        """
-        question = self._question(
-            query,
-            self._scope(filters, user_id=user_id, agent_id=agent_id, run_id=run_id, session_id=session_id),
-            limit=inputs.one_of(limit, top_k, "limit", "top_k", 10),
-            filters=filters,
-            threshold=threshold,
-            include=include,
-            as_of=as_of,
-            known_at=known_at,
-            reference_date=reference_date,
-            explain=explain,
-        )
-        hits = self._search(question)
-        return Results(results=[shapes.hit_dict(hit, explain=explain) for hit in hits])
-
-    def context(
-        self,
-        query: str,
-        *,
-        max_tokens: int = 500,
-        user_id: str | None = None,
-        agent_id: str | None = None,
-        run_id: str | None = None,
-        session_id: str | None = None,
-        limit: int = 20,
-        filters: Mapping[str, Any] | None = None,
-        threshold: float | None = None,
-    ) -> str:
-        """What matters for a query as a fenced block to put into a prompt as data, about max_tokens long at most.
-
-        Stored text can't close the fence. "" when nothing is found.
-        """
-        scope = self._scope(filters, user_id=user_id, agent_id=agent_id, run_id=run_id, session_id=session_id)
-        tokens = inputs.limit(max_tokens, "max_tokens", Limits(result_limit_max=10**9))
-        question = self._question(query, scope, limit=limit, filters=filters, threshold=threshold)
-        return context(self._search(question), max_tokens=tokens)
-
-    def get(self, memory_id: str) -> Shape | None:
-        """One memory, or None when the id is unknown or deleted."""
-        self._check_open()
-        with self._engine.store.snapshot() as tx:
-            record = store_read.get(tx, inputs.memory_id(memory_id))
-        return None if record is None or not self._is_mine(record.scope) else shapes.record_dict(record)
-
-    def get_all(
-        self,
-        *,
-        user_id: str | None = None,
-        agent_id: str | None = None,
-        run_id: str | None = None,
-        session_id: str | None = None,
-        limit: int | None = None,
-        top_k: int | None = None,
-        filters: Mapping[str, Any] | None = None,
-        as_of: Any = None,
-        known_at: Any = None,
-    ) -> Results:
-        """Every memory of a scope, oldest first; all of them unless limited."""
-        scope = self._scope(filters, user_id=user_id, agent_id=agent_id, run_id=run_id, session_id=session_id)
-        wanted = inputs.one_of(limit, top_k, "limit", "top_k", None)
-        if wanted is not None:
-            wanted = inputs.limit(wanted, "limit", self._engine.limits)
-        options = {
-            "filters": self._condition(filters),
-            "as_of": inputs.instant(as_of, "as_of"),
-            "known_at": inputs.instant(known_at, "known_at"),
-        }
-        with self._engine.store.snapshot() as tx:
-            within = store_pools.reach(tx, scope, self._engine.clock(), **options)
-            found = [] if within is None else store_read.list_all(tx, within, wanted)
-        return Results(results=[shapes.record_dict(record) for record in found])
-
-    def history(self, memory_id: str) -> list[Shape]:
-        """Every version of a memory in order, with dates, reason and evidence. Raises NotFoundError."""
-        self._check_open()
-        wanted = inputs.memory_id(memory_id)
-        with self._engine.store.snapshot() as tx:
-            scope = store_read.scope_of(tx, wanted)
-            if scope is None or not self._is_mine(scope):
-                raise _unknown(wanted)
-            return [shapes.version_dict(version) for version in store_read.history(tx, wanted)]
-
-    def all_versions(self, **ids: Any) -> list[Shape]:
-        """Superseded and deleted versions of a scope, oldest first; what its author took back is not among them."""
-        scope = self._scope(None, **_only_ids(ids))
-        with self._engine.store.snapshot() as tx:
-            within = store_pools.reach(tx, scope, self._engine.clock())
-            found = store_read.past_versions(tx, within) if within else []
-        return [shapes.record_dict(record) for record in found]
-
-    def decisions(
-        self, *, episode_id: str | None = None, unsupported: bool | None = None, limit: int | None = None, **ids: Any
-    ) -> list[Shape]:
-        """The decision log of a scope: fact, operation, targets, probabilities, guards, fingerprint.
-
-        unsupported=True lists the facts that the support guard kept out of the memories.
-        """
-        scope = self._scope(None, **_only_ids(ids))
-        if episode_id is not None:
-            episode_id = inputs.identifier(episode_id, "episode_id", self._engine.limits)
-        if unsupported is not None and not isinstance(unsupported, bool):
-            raise InvalidTypeError(f"unsupported must be True, False or None, not {type(unsupported).__name__}")
-        if limit is not None:
-            limit = inputs.limit(limit, "limit", self._engine.limits)
-        with self._engine.store.snapshot() as tx:
-            found = store_read.decisions(tx, scope, episode_id=episode_id, unsupported=unsupported, limit=limit)
-        return [shapes.decision_dict(decision) for decision in found]
-
-    def pending(self, **ids: Any) -> list[Shape]:
-        """Episodes that wait for resume(), in event order: id, scope, error class, attempts."""
-        given = _only_ids(ids)
-        scope = self._scope(None, **given) if any(given.values()) or self._within else None
-        with self._engine.store.snapshot() as tx:
-            episodes = [store_read.episode(tx, episode_id) for episode_id in store_read.pending(tx, scope)]
-        return [
-            {
-                "episode_id": episode.id,
-                **shapes.scope_dict(episode.scope),
-                "messages": len(episode.messages),
-                "said_at": to_iso(episode.event_at),
-                "attempts": episode.attempts,
-                "error": episode.error,
-            }
-            for episode in episodes
-        ]
-
-    def ingested(self, **ids: Any) -> set[str]:
-        """The ``source_id`` in the metadata of every add to exactly this scope: what `localmem ingest` fed already."""
-        scope = self._scope(None, **_only_ids(ids))
-        with self._engine.store.snapshot() as tx:
-            return store_read.ingested(tx, scope)
-
-    def contested(self, **ids: Any) -> Results:
-        """Memories that contradict another one by a decision in doubt; ``contested_with`` names the others."""
-        scope = self._scope(None, **_only_ids(ids))
-        with self._engine.store.snapshot() as tx:
-            within = store_pools.reach(tx, scope, self._engine.clock())
-            found = store_read.contested(tx, within) if within else []
-        return Results(results=[shapes.record_dict(record) for record in found])
-
-    # ---------------------------------------------------------------- inside
-
-    def _question(self, query: Any, scope: Scope, **options: Any) -> Question:
-        limits = self._engine.limits
-        if not isinstance(query, str):
-            raise InvalidTypeError(f"query must be a str, not {type(query).__name__}")
-        if len(query) > limits.query_chars_max:
-            raise InvalidInputError(
-                f"query has {len(query):,} characters, the limit is {limits.query_chars_max:,} (Limits.query_chars_max)"
-            )
-        include = options.get("include", "pending")
-        if include not in INCLUDES:
-            raise InvalidInputError(f"include must be one of {', '.join(INCLUDES)}, not {include!r:.40}")
-        now = inputs.instant(options.get("reference_date"), "reference_date")
-        return Question(
-            text=inputs.clean_text(query, "query", bytes_max=limits.query_chars_max * 4, limit="query_chars_max"),
-            scope=scope,
-            limit=inputs.limit(options.get("limit", 10), "limit", limits),
-            now=self._engine.clock() if now is None else now,
-            include=include,
-            threshold=inputs.threshold(options.get("threshold")),
-            filters=self._condition(options.get("filters")),
-            as_of=inputs.instant(options.get("as_of"), "as_of"),
-            known_at=inputs.instant(options.get("known_at"), "known_at"),
-            explain=bool(options.get("explain")),
-        )
-
-    def _search(self, question: Question) -> list[Hit]:
-        engine = self._engine
-        return search(engine.store, engine.embedder, question, engine.reranker) if question.limit else []
-
-    def _condition(self, filters: Mapping[str, Any] | None) -> Condition:
-        _, rest = split_scope(filters)
-        return compile_filters(rest, nodes_max=self._engine.limits.filter_nodes_max) if rest else Condition()
-
-    def _scope(self, filters: Mapping[str, Any] | None, **ids: Any) -> Scope:
-        """The scope of a call: ids given at the top or inside filters, held within the handle's own scope."""
-        self._check_open()
-        in_filters, _ = split_scope(filters)
-        given = {name: ids.get(name) for name in _IDS}
-        for name, value in in_filters.items():
-            given[name] = inputs.one_of(given[name], value, name, f"filters.{name}", None)
-        if self._within is None:
-            return inputs.scope(given, self._engine.limits)
-        return _narrowed(self._within, given, self._engine.limits)
-
-    def _writable(self, **ids: Any) -> Scope:
-        if not self._may_write:
-            raise ScopeError("this handle is read-only")
-        return self._scope(None, **ids)
-
-    def _is_mine(self, scope: Scope) -> bool:
-        return self._within is None or _holds(self._within, scope)
-
-    def _mine(self, memory_id: Any) -> MemoryRecord:
-        """The head of a memory that is to be changed; a foreign id is answered exactly like an unknown one."""
-        self._check_open()
-        if not self._may_write:
-            raise ScopeError("this handle is read-only")
-        wanted = inputs.memory_id(memory_id)
-        with self._engine.store.snapshot() as tx:
-            record = store_read.get(tx, wanted)
-        if record is None or not self._is_mine(record.scope):
-            raise _unknown(wanted)
-        return record
-
-    def _by_hand(
-        self, memory_id: str, op: Op, text: str | None, event_at: Instant | None, metadata: Mapping[str, Any] | None
-    ) -> tuple[Change, ...]:
-        """A change by hand goes through the same apply() as a model's decision. text None: keep the wording.
-
-        The last writer wins; a memory that someone else deleted meanwhile is not found.
-        """
-        engine = self._engine
-        vectors = {text: engine.embedder.embed_passages([text])[0]} if text else {}
-        deadline = time.monotonic() + engine.limits.lock_wait_s
-        while True:
-            record = self._mine(memory_id)
-            wording = record.text if text is None else text
-            when = max(engine.clock(), record.valid_from) if event_at is None else event_at
-            target = neighbour_of(record.id, record.version, record.text, record.valid_from)
-            decision = Decision(stated(wording, when), op, (target,), text=wording or None, reason="manual")
-            if wording and wording not in vectors:
-                vectors = {wording: engine.embedder.embed_passages([wording])[0]}
-            plan = Plan(record.scope, (decision,), vectors, "manual", when, metadata=metadata, guard_targets=True)
-            try:
-                return engine.store.apply(plan, engine.clock()) or ()
-            except OwnerMovedError:  # another writer was faster: look again, after a moment of its own length
-                if time.monotonic() > deadline:
-                    raise ConflictError(f"memory {record.id} kept changing; nothing was written, try again") from None
-                time.sleep(random.uniform(0, 0.005))
-
-    @abstractmethod
-    def _check_open(self) -> None:
-        """Raise ClosedError once the Memory is closed."""
-
-
-class Memory(_Surface):
+class Memory(Surface):
     """Long-term memory in one SQLite file.
 
     path: the file; None is the user's data folder, ":memory:" is private and gone at close. generator: a GGUF's path,
     the URL of an OpenAI-compatible server on loopback, or a Generator; None is LOCALMEM_GENERATOR or the installed
     model. It is loaded when first needed. embedder: an Embedder, or the name of one that comes with localmem; None is
     the one the file was written with, for a new file the default. reranker: puts the best hits of a search in order;
-    none comes with localmem. durability: "power" (survives a power cut) or "process" (survives kill -9). clock:
-    microseconds since 1970, for tests.
+    none comes with localmem. durability: "power" (survives a power cut) or "process" (survives kill -9). retention:
+    which turns keep their words once they are extracted, "all", "evidence" (those that a memory was said in) or
+    "none"; written into the file and carried out on what it holds, None is as it says. preset: "regulated" is
+    retention="evidence". clock: microseconds since 1970, for tests.
     """
 
     def __init__(
@@ -456,12 +56,15 @@ class Memory(_Surface):
         generator: str | os.PathLike[str] | Generator | None = None,
         reranker: Reranker | None = None,
         durability: str = "power",
+        retention: str | None = None,
+        preset: str | None = None,
         limits: Limits | None = None,
         allow_remote: bool = False,
         clock: Any = None,
         vfs: str | None = None,
     ) -> None:
         inputs.durability(durability)
+        wished = inputs.retention(retention, preset)
         if limits is not None and not isinstance(limits, Limits):
             raise InvalidTypeError(f"limits must be a localmem.Limits, not {type(limits).__name__}")
         wanted = embedders.checked(embedder)
@@ -485,6 +88,8 @@ class Memory(_Surface):
         try:
             using = embedders.embedder_for(database, wanted)
             store = Store(database, using)
+            if wished is not None and wished != store.retention:
+                store.retain(wished, (clock or _now)())
         except BaseException:
             database.close()
             raise
@@ -499,6 +104,21 @@ class Memory(_Surface):
     def path(self) -> Path | None:
         """The file, or None for a memory-only store."""
         return self._engine.store.db.path
+
+    @property
+    def retention(self) -> str:
+        """Which turns keep their words once they are extracted: "all", "evidence" or "none"."""
+        self._check_open()
+        return self._engine.store.retention
+
+    def retain(self, retention: str) -> Shape:
+        """Change the file's retention. What it no longer covers is taken out at once; there is no way back."""
+        self._check_open()
+        wanted = inputs.retention(retention, None)
+        if wanted is None:
+            raise InvalidInputError(f"retention must be one of {', '.join(RETENTIONS)}")
+        dropped = self._engine.store.retain(wanted, self._engine.clock())
+        return Results(message=f"Retention is {wanted}", retention=wanted, dropped=dropped, results=[])
 
     def bound(
         self,
@@ -566,7 +186,7 @@ class Memory(_Surface):
             raise ClosedError("this Memory was closed; open a new one")
 
 
-class BoundMemory(_Surface):
+class BoundMemory(Surface):
     """A view of a Memory that can't leave its scope; made by ``Memory.bound()``. Closing it leaves the Memory open."""
 
     def __init__(self, memory: Memory, within: Scope, *, read_only: bool) -> None:
@@ -577,7 +197,7 @@ class BoundMemory(_Surface):
 
     def bound(self, *, read_only: bool = False, **ids: Any) -> BoundMemory:
         """A narrower handle."""
-        scope = _narrowed(self._within or Scope(), _only_ids(ids), self._engine.limits)
+        scope = narrowed(self._within or Scope(), only_ids(ids), self._engine.limits)
         return BoundMemory(self._memory, scope, read_only=read_only or not self._may_write)
 
     def check(self) -> list[str]:
@@ -587,6 +207,10 @@ class BoundMemory(_Surface):
     def reindex(self) -> None:
         """Not on a bound handle."""
         raise ScopeError("reindex() touches the whole file; call it on the Memory itself")
+
+    def retain(self, retention: str) -> Shape:
+        """Not on a bound handle."""
+        raise ScopeError("retain() is a setting of the whole file; call it on the Memory itself")
 
     def reset(self) -> Shape:
         """Not on a bound handle; delete_all() empties its scope."""
@@ -610,37 +234,6 @@ def _pair_models() -> tuple[Judge | None, Tagger | None]:
     from localmem.embed import default_judge, default_tagger
 
     return default_judge(), default_tagger()
-
-
-def _holds(within: Scope, scope: Scope) -> bool:
-    pairs = (
-        (within.user_id, scope.user_id),
-        (within.agent_id, scope.agent_id),
-        (within.run_id, scope.run_id),
-    )
-    return all(want is None or want == have for want, have in pairs)
-
-
-def _narrowed(within: Scope, given: Mapping[str, Any], limits: Limits) -> Scope:
-    """The handle's scope, perhaps narrowed by further ids; another value of a fixed id is refused."""
-    run = inputs.one_of(given.get("run_id"), given.get("session_id"), "run_id", "session_id", None)
-    asked = {"user_id": given.get("user_id"), "agent_id": given.get("agent_id"), "run_id": run}
-    fixed = {"user_id": within.user_id, "agent_id": within.agent_id, "run_id": within.run_id}
-    for name, value in asked.items():
-        if value is not None and fixed[name] is not None and inputs.identifier(value, name, limits) != fixed[name]:
-            raise ScopeError(f"this handle is bound to one {name}; another one was given")
-    return inputs.scope({name: fixed[name] or asked[name] for name in fixed}, limits)
-
-
-def _only_ids(ids: Mapping[str, Any]) -> dict[str, Any]:
-    unknown = set(ids) - set(_IDS)
-    if unknown:
-        raise InvalidTypeError(f"unknown argument {sorted(unknown)[0]!r}; the ids are {', '.join(_IDS)}")
-    return dict(ids)
-
-
-def _unknown(memory_id: str) -> NotFoundError:
-    return NotFoundError(f"no memory has the id {memory_id!r:.60}")
 
 
 __all__ = ["BoundMemory", "Memory"]

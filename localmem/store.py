@@ -27,6 +27,7 @@ from localmem.store_apply import (
     to_json,
 )
 from localmem.store_matrix import Matrices
+from localmem.store_turns import drop_turns, retention_of
 from localmem.types import (
     JSON,
     Change,
@@ -144,6 +145,7 @@ class Store:
             )
             done = Changes(tx, plan, now, episode_id).run()
             tx.execute("update episode set state = 'done' where id = ?", (episode_id,))
+            drop_turns(tx, now, episode_id)
             return episode_id, done
 
     def episode_failed(self, episode_id: EpisodeId, error: str) -> None:
@@ -153,6 +155,20 @@ class Store:
                 "update episode set attempts = attempts + 1, error = ? where id = ? and state = 'pending'",
                 (error, episode_id),
             )
+
+    # ---------------------------------------------------------------- retention
+
+    @property
+    def retention(self) -> str:
+        """Which turns stay once they are extracted: one of config.RETENTIONS. Kept in the file, for all who open it."""
+        with self.snapshot() as tx:
+            return retention_of(tx)
+
+    def retain(self, retention: str, now: Instant) -> int:
+        """Set the file's retention; how many turns of earlier episodes it took the words of. There is no way back."""
+        with self.write() as tx:
+            tx.execute("insert or replace into setting (name, value) values ('retention', ?)", (retention,))
+            return drop_turns(tx, now)
 
     # ---------------------------------------------------------------- change
 
@@ -173,6 +189,7 @@ class Store:
             changes = Changes(tx, plan, now, plan.episode_id).run()
             if plan.episode_id is not None and plan.finish:
                 _finish_episode(tx, plan.episode_id)
+                drop_turns(tx, now, plan.episode_id)
             return tuple(changes)
 
     def reset(self) -> int:

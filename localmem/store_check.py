@@ -57,7 +57,11 @@ INVARIANTS: dict[str, str] = {
         "select episode_id from message group by episode_id having min(position) <> 0 or max(position) <> count(*) - 1"
     ),
     "evidence beyond the end of its message": (
-        "select e.id from evidence e join message t on t.id = e.message_id where e.stop > length(t.content)"
+        "select e.id from evidence e join message t on t.id = e.message_id "
+        "where t.dropped_at is null and e.stop > length(t.content)"
+    ),
+    "a turn whose words were dropped and are still there": (
+        "select id from message where dropped_at is not null and (content <> '' or grams is not null)"
     ),
     "a contradiction marked on one side only": (
         "select memory_id from contested c where not exists "

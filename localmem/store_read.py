@@ -77,7 +77,7 @@ def sources(tx: Tx, versions: Sequence[int]) -> dict[int, tuple[tuple[EpisodeId,
     for version, episode, position in tx.execute(
         "select distinct x.version_id, t.episode_id, t.position from json_each(?) j "
         "cross join evidence x on x.version_id = j.value join message t on t.id = x.message_id "
-        "where t.suppressed_at is null order by x.event_at, t.id",
+        "where coalesce(t.suppressed_at, t.dropped_at) is null order by x.event_at, t.id",
         (json.dumps(list(versions)),),
     ):
         found[version] = (*found.get(version, ()), (episode, position))
@@ -197,7 +197,8 @@ def history(tx: Tx, memory_id: MemoryId) -> list[VersionRecord]:
 def _evidence(tx: Tx, version_id: int) -> tuple[EvidenceRecord, ...]:
     rows = tx.execute(
         "select t.episode_id, t.position, e.start, e.stop, "
-        "iif(t.suppressed_at is null, substr(t.content, e.start + 1, e.stop - e.start), null), e.event_at, e.kind "
+        "iif(coalesce(t.suppressed_at, t.dropped_at) is null, substr(t.content, e.start + 1, e.stop - e.start), null), "
+        "e.event_at, e.kind "
         "from evidence e join message t on t.id = e.message_id where e.version_id = ? order by e.event_at, e.id",
         (version_id,),
     )
@@ -279,7 +280,8 @@ def recent_messages(tx: Tx, scope: Scope, *, before: EpisodeId, limit: int) -> t
         "select t.role, t.content, t.name, e.event_at from episode e join message t on t.episode_id = e.id "
         "join owner o on o.id = e.owner_id, (select event_at, seq from episode where id = ?1) b "
         "where o.token = ?2 and (e.event_at < b.event_at or (e.event_at = b.event_at and e.seq < b.seq)) "
-        "and e.run_id is ?3 and e.agent_id is ?4 and t.suppressed_at is null and t.role <> 'system' "
+        "and e.run_id is ?3 and e.agent_id is ?4 and coalesce(t.suppressed_at, t.dropped_at) is null "
+        "and t.role <> 'system' "
         "order by e.event_at desc, e.seq desc, t.position desc limit ?5",
         (before, scope.owner, scope.run_id, scope.agent_id, limit),
     )

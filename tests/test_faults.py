@@ -283,6 +283,7 @@ WRITE_PATHS = {
     ),
     "delete": WritePath(told, lambda memory: memory.delete(the_one(memory, "cello")), STORY_LIVE[:2]),
     "delete all": WritePath(told, lambda memory: memory.delete_all(**ANN), ()),
+    "retain": WritePath(told, lambda memory: memory.retain("none"), STORY_LIVE),
     "reset": WritePath(told, lambda memory: memory.reset(), ()),
 }
 

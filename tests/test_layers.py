@@ -19,7 +19,7 @@ LINES_MAX = 650  # of one file: beyond that a reader cannot hold it
 LAYERS = (  # top to bottom; a module may import its own layer and those below
     {"__main__", "cli", "mcp_server", "inspector", "testing"},
     {"feed", "report", "terminal"},
-    {"aio", "memory", "shapes", "transcripts", "transcript_json", "transcript_parts", "transcript_text"},
+    {"aio", "memory", "shapes", "surface", "transcripts", "transcript_json", "transcript_parts", "transcript_text"},
     {"embedders"},
     {"inputs"},
     {"ingest", "search"},
@@ -30,6 +30,7 @@ LAYERS = (  # top to bottom; a module may import its own layer and those below
         "store_matrix",
         "store_pools",
         "store_read",
+        "store_turns",
         "store_vectors",
         "embed",
         "llm",

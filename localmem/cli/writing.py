@@ -1,4 +1,4 @@
-"""Commands that change memories: add, update, delete, resume."""
+"""Commands that change memories: add, update, delete, resume; and what is kept of the turns: retention."""
 
 from __future__ import annotations
 
@@ -21,6 +21,7 @@ from localmem.cli.options import (
     when,
     within,
 )
+from localmem.config import RETENTIONS
 from localmem.errors import NotFoundError
 from localmem.terminal import say
 
@@ -162,3 +163,34 @@ def resume(options: Options) -> None:
     print_changes(changes)
     if not options.quiet:
         say(f"{episodes} finished" if episodes else "nothing was pending", "dim")
+
+
+@cli.command()
+@click.argument("wanted", type=click.Choice(RETENTIONS), required=False, metavar=f"[{'|'.join(RETENTIONS)}]")
+@click.option("-y", "--yes", is_flag=True, help="Don't ask before words are taken out of the file.")
+@shared
+@pass_options
+def retention(options: Options, wanted: str | None, yes: bool) -> None:
+    """Show or set which turns keep their words once their facts are extracted.
+
+    all: every turn. evidence: those that a memory was said in. none: no turn.
+    A stricter setting is carried out at once, for all of the file; asks first.
+
+    \b
+    --json: {"retention", "dropped"?: number}
+    """
+    with open_memory(options) as memory:
+        before, dropped = memory.retention, None
+        if wanted is not None and wanted != before:
+            stricter = RETENTIONS.index(wanted) > RETENTIONS.index(before)
+            question = f"Take the words of turns out of {memory.path} for good, keeping {wanted}? [y/N] "
+            if stricter and not yes and not terminal.ask(question):
+                raise click.Abort
+            dropped = memory.retain(wanted)["dropped"]
+        found = memory.retention
+    if options.json:
+        terminal.print_json({"retention": found, **({} if dropped is None else {"dropped": dropped})})
+        return
+    terminal.write(found)
+    if dropped and not options.quiet:
+        say(f"{dropped} turns lost their words", "dim")
