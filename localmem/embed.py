@@ -31,6 +31,8 @@ if TYPE_CHECKING:
 BATCH_TOKENS = 512  # 256 to 2048 are equally fast on 2 cores; this one adds some 30 MB while it runs
 THREADS_MAX = 4
 _CHARS_FIRST = 4_000  # of a long text: mostly enough to fill the 256 tokens
+PASSAGES_MAX = 128  # of one text, some 14,000 tokens; what follows is found by its words
+PASSAGE_OVERLAP = 32  # tokens that two passages share, so that a fact stands whole in one of them
 _WORD_CHARS_MAX = 100  # tokenizer.json, max_input_chars_per_word: a longer word is one token
 _TALKATIVE = (1, 29)  # onnxruntime from this version on sends telemetry from native code
 
@@ -99,7 +101,8 @@ class _OnnxModel:
         except Exception as error:  # both raise bare exceptions of their own
             raise ModelFileError(f"{self._files.model.parent} can't be loaded ({error}); reinstall localmem") from error
         tokenizer.no_padding()
-        tokenizer.enable_truncation(self._files.entry.tokens_max)  # the published file says 128 and pads to that
+        # The published file says 128 tokens and pads to that. The stride is for what overflows.
+        tokenizer.enable_truncation(self._files.entry.tokens_max, stride=PASSAGE_OVERLAP)
         return _Loaded(session, tokenizer)
 
 
@@ -144,6 +147,18 @@ class OnnxEmbedder(_OnnxModel):
         for position, text in enumerate(texts):
             _check_text(text, f"texts[{position}]")
         return self._vectors(texts)
+
+    def later_passages(self, text: str) -> list[str]:
+        """The text beyond its first 256 tokens in passages of about half as many; [] for a shorter text.
+
+        At most PASSAGES_MAX; a text has at least as many characters as tokens, so short ones are not even tokenised.
+        """
+        tokens_max = self._files.entry.tokens_max
+        if len(text) <= tokens_max - 2:
+            return []
+        code = self._model().tokenizer.encode(text[: tokens_max * PASSAGES_MAX * 4])
+        halves = [half for part in code.overflowing for half in _halves(part.offsets[1:-1])]  # no [CLS] and [SEP]
+        return [text[half[0][0] : half[-1][1]] for half in halves[:PASSAGES_MAX]]
 
     def _vectors(self, texts: list[str]) -> Vectors:
         import numpy as np
@@ -308,6 +323,12 @@ def _token_ids(tokenizer: Any, text: str) -> list[int]:
         if full and start.offsets[-2][1] <= _CHARS_FIRST - _WORD_CHARS_MAX:  # [-1] is [SEP]; no token saw the cut
             return list(full)
     return list(tokenizer.encode(text).ids)
+
+
+def _halves(tokens: Sequence[tuple[int, int]]) -> list[Sequence[tuple[int, int]]]:
+    """The tokens of a passage as two that overlap, or as one where they are few."""
+    middle, over = len(tokens) // 2, PASSAGE_OVERLAP // 2
+    return [tokens] if middle < 2 * PASSAGE_OVERLAP else [tokens[: middle + over], tokens[middle - over :]]
 
 
 def _batches(lengths: Sequence[int]) -> Iterator[list[int]]:

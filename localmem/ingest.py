@@ -27,6 +27,7 @@ from localmem.errors import (
 from localmem.extract import ExtractContext, Extraction, extract
 from localmem.store import EpisodeRecord, Store
 from localmem.store_apply import FORGET, USER_REQUEST, OwnerMovedError, Plan, Snapshot, stated
+from localmem.store_passages import later_passages
 from localmem.types import (
     FOREVER,
     JSON,
@@ -101,6 +102,7 @@ def remember(
         metadata=metadata,
         expires_at=expires_at,
         turn_vectors=engine.embedder.embed_passages([m.content for m in masked]),
+        passages=later_passages(engine.embedder, [m.content for m in masked if m.role != "system"]),
     )
     return finish(engine, episode_id)
 
@@ -121,6 +123,7 @@ def store_verbatim(
         scope=scope,
         decisions=tuple(Decision(fact, Op.ADD) for fact in facts),
         vectors=_embed(engine, [fact.text for fact in facts]),
+        passages=later_passages(engine.embedder, [fact.text for fact in facts]),
         reason="verbatim",
         event_at=event_at,
         metadata=metadata,
@@ -278,6 +281,7 @@ def _plan(
         scope=episode.scope,
         decisions=(*decisions, *refused),
         vectors=vectors,
+        passages=later_passages(engine.embedder, vectors),
         reason="model",
         event_at=episode.event_at,
         episode_id=episode.id,

@@ -139,9 +139,10 @@ class Memory(Surface):
         return store_check.check(self._engine.store)
 
     def reindex(self) -> None:
-        """Rebuild the vector and word indexes from the base tables; lost vectors are embedded again."""
+        """Rebuild the vector and word indexes from the base tables; lost vectors are embedded again, and long texts of
+        files made before they were cut into passages get theirs."""
         self._check_open()
-        store_vectors.reindex(self._engine.store, self._engine.embedder.embed_passages)
+        store_vectors.reindex(self._engine.store, self._engine.embedder)
 
     def reset(self) -> Shape:
         """Delete everything in the file, history included. There is no way back."""

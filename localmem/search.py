@@ -101,12 +101,14 @@ def _facts(
     near = store_pools.vector_pool(tx, within, query, pool, matrices)
     for span in asked.spans:
         near |= store_pools.vector_pool(tx, replace(within, during=span), query, pool)
-    found = {*near, *words.pool(tx, within, pool), *store_pools.mention_pool(tx, within, question.text, pool)}
+    later = store_pools.passage_pool(tx, within, query, pool)
+    found = {*near, *later, *words.pool(tx, within, pool), *store_pools.mention_pool(tx, within, question.text, pool)}
 
     def fused(rows: set[int]) -> dict[int, dict[str, float]]:
         some = list(rows)
         cosines = store_pools.cosines(tx, list(rows - near.keys()), query)
         cosines |= {row: near[row] for row in rows & near.keys()}
+        cosines |= {row: max(cosines[row], later[row]) for row in rows & later.keys()}
         named = store_pools.mention_shares(tx, within, question.text, some)
         return rank.fuse(cosines, words.scores(tx, some), named, spread=spread)
 

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from localmem import rank
+from localmem import rank, store_passages
 from localmem.db import Database, Tx, sql_file
 from localmem.errors import EmbedderMismatchError, NotFoundError
 from localmem.store_apply import (
@@ -118,8 +118,10 @@ class Store:
         metadata: Mapping[str, JSON],
         expires_at: Instant | None,
         turn_vectors: Vectors,
+        passages: Mapping[str, Vectors] | None = None,
     ) -> EpisodeId:
-        """Write the words down as ``pending`` before anything is made of them. One row of turn_vectors a message."""
+        """Write the words down as ``pending`` before anything is made of them. One row of turn_vectors a message;
+        ``passages`` of the long ones, by text."""
         with self.write() as tx:
             episode_id = _insert_episode(tx, scope, messages, event_at, now, "infer", metadata, expires_at)
             owner = owner_row(tx, scope)
@@ -135,6 +137,7 @@ class Store:
                     "insert into turn_vec (rowid, embedding, owner_id, pending, agent, run) values (?, ?, ?, 1, ?, ?)",
                     (message_id, blob_of(turn_vectors[position]), owner, scope.agent_id or "", scope.run_id or ""),
                 )
+                store_passages.keep(tx, store_passages.TURNS, owner, message_id, (passages or {}).get(content, ()))
             return episode_id
 
     def record_verbatim(self, plan: Plan, messages: Sequence[Message], now: Instant) -> tuple[EpisodeId, list[Change]]:
@@ -198,6 +201,7 @@ class Store:
             (count,) = tx.execute("select count(*) from memory").fetchone()
             tx.execute("delete from memory_vec")
             tx.execute("delete from turn_vec")
+            tx.execute("delete from passage")
             tx.execute("update memory set delete_decision = null")
             tx.execute("delete from reembedded")
             for table in ("contested", "mention", "evidence", "version", "memory", "decision", "message", "episode"):

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from localmem import rank
+from localmem import rank, store_passages
 from localmem.db import Tx
 from localmem.errors import ConflictError, NotFoundError
 from localmem.types import (
@@ -30,7 +30,7 @@ from localmem.types import (
 )
 
 if TYPE_CHECKING:
-    from localmem.types import Vector
+    from localmem.types import Vector, Vectors
 
 USER_REQUEST = "user_request"  # tombstone reason: the person asked to forget it
 FORGET = "forget"  # guard of a forget request's decision: its text repeats words that are being taken back
@@ -67,6 +67,7 @@ class Plan:
     suppress: tuple[tuple[EpisodeId, int], ...] = ()  # messages taken back
     finish: bool = True  # False: the episode goes on after this plan
     guard_targets: bool = False  # a change by hand: only of the version that was read
+    passages: Mapping[str, Vectors] = field(default_factory=dict)  # of long texts, see store_passages.py
 
 
 def new_id(now: Instant) -> str:
@@ -208,6 +209,8 @@ class Changes:
                 row.run_id or "",
             ),
         )
+        later = self.plan.passages.get(text, ())
+        store_passages.keep(self.tx, store_passages.MEMORIES, row.owner_id, version_id, later)
         insert_fts(self.tx, "memory_fts", version_id, f"{'o' if live else 'h'}{row.owner_id}", text, grams)
         self.tx.executemany(
             "insert into mention (owner_id, name, version_id) values (?, ?, ?)",
@@ -267,6 +270,7 @@ class Changes:
             version_id, number = self._next_version(row.id)
             earlier = Fact(text=row.text, event_at=row.valid_from)
             self._insert_version(row.id, version_id, number, row.text, earlier, event_at, self.now, log_id, vector)
+            store_passages.copy(self.tx, row.head, version_id)
         self._begin_head(row, again)
 
     def _begin_head(self, row: _Row, valid_from: Instant) -> None:
@@ -425,8 +429,7 @@ class Changes:
         indexed = self.tx.execute("select owner, text, grams from turn_words where id = ?", (message_id,)).fetchone()
         if indexed is not None:
             delete_fts(self.tx, "turn_fts", message_id, *indexed)
-            self.tx.execute("delete from turn_vec where rowid = ?", (message_id,))
-            self.tx.execute("delete from reembedded where kind = 'turn_vec' and id = ?", (message_id,))
+            store_passages.forget(self.tx, store_passages.TURNS, [message_id])
         self.tx.execute(
             "update message set suppressed_at = ? where id = ? and suppressed_at is null", (self.now, message_id)
         )
@@ -444,11 +447,10 @@ class Changes:
         ).fetchall()
         for version_id, owner, text, grams in rows:
             delete_fts(self.tx, "memory_fts", version_id, owner, text, grams)
-        its = "in (select id from version where memory_id = ?)"
-        self.tx.execute(f"delete from memory_vec where rowid {its}", (memory_id,))
-        self.tx.execute(f"delete from reembedded where kind = 'memory_vec' and id {its}", (memory_id,))
+        its = self.tx.execute("select id from version where memory_id = ?", (memory_id,)).fetchall()
+        store_passages.forget(self.tx, store_passages.MEMORIES, [version_id for (version_id,) in its])
         self.tx.execute("update version set suppressed = 1 where memory_id = ?", (memory_id,))
-        self.tx.execute(f"delete from mention where version_id {its}", (memory_id,))
+        self.tx.executemany("delete from mention where version_id = ?", its)
         self.tx.execute(
             "update decision set suppressed = 1 where owner_id = (select owner_id from memory where id = ?1) "
             "and exists (select 1 from json_each(targets) where value = ?1)",

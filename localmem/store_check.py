@@ -83,6 +83,10 @@ INVARIANTS: dict[str, str] = {
     "a vector without its version": (
         "select x.rowid from memory_vec x left join version v on v.id = x.rowid where v.id is null or v.suppressed = 1"
     ),
+    "a passage whose text is not there": (
+        "select p.id from passage p left join version v on v.id = p.id and p.kind = 'memory_vec' and v.suppressed = 0 "
+        "left join turn_words w on w.id = p.id and p.kind = 'turn_vec' where v.id is null and w.id is null"
+    ),
     "a turn without its vector": (
         "select w.id from turn_words w left join turn_vec x on x.rowid = w.id "
         "where x.rowid is null or x.pending <> (w.owner like 'p%')"

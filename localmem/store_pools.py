@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from localmem import rank, timing
+from localmem import rank, store_passages, timing
 from localmem.db import Tx
 from localmem.filters import ANY, Condition
 from localmem.store_apply import Snapshot
@@ -398,6 +398,7 @@ def turn_pool(
     Suppressed turns are in no index.
     """
     by_vector = _nearest(tx, "turn_vec", within, {"pending = ?": 1 if pending_only else None}, query, k)
+    by_vector = _turn_passages(tx, within, query, by_vector, pending_only=pending_only, k=k)
     prefix = _owner_expression(within, "p" if pending_only else "px")
     inside = _turns_in(within, pending_only=pending_only)
     [(documents,)] = tx.execute(f"select count(*) from ({inside.sql})", inside.bindings).fetchall()
@@ -421,6 +422,13 @@ def has_pending(tx: Tx, within: Reach) -> bool:
 
 def _turns_in(within: Reach, *, pending_only: bool) -> Condition:
     """A statement of the message ids in scope."""
+    where = _turns_where(within, pending_only=pending_only)
+    return Condition(
+        f"select t.id from episode e join message t on t.episode_id = e.id where {where.sql}", where.bindings
+    )
+
+
+def _turns_where(within: Reach, *, pending_only: bool) -> Condition:
     wanted = (
         ("e.owner_id = ?", within.owner),
         ("e.agent_id = ?", within.scope.agent_id),
@@ -428,8 +436,18 @@ def _turns_in(within: Reach, *, pending_only: bool) -> Condition:
     )
     given = [(sql, value) for sql, value in wanted if value is not None]
     where = " and ".join([sql for sql, _ in given] + (["e.state = 'pending'"] if pending_only else []))
-    sql = f"select t.id from episode e join message t on t.episode_id = e.id where {where}"
-    return Condition(sql, tuple(value for _, value in given))
+    return Condition(where, tuple(value for _, value in given))
+
+
+def _turn_passages(
+    tx: Tx, within: Reach, query: Vector, near: Mapping[int, float], *, pending_only: bool, k: int
+) -> dict[int, float]:
+    """The cosines of turns, those of long ones raised to what their best passage is worth."""
+    where = _turns_where(within, pending_only=pending_only)
+    mine = "" if within.owner is None else f"p.owner_id = {within.owner} and "
+    seen = f"cross join message t on t.id = p.id cross join episode e on e.id = t.episode_id where {mine}{where.sql}"
+    found = store_passages.nearest(tx, store_passages.TURNS, Condition(seen, where.bindings), query, k)
+    return {row: max(near.get(row, -1.0), found.get(row, -1.0)) for row in near.keys() | found.keys()}
 
 
 def turns(tx: Tx, within: Reach, ids: Sequence[int]) -> dict[int, TurnRecord]:
@@ -457,6 +475,17 @@ def matches(wanted: Scope, found: Scope) -> bool:
         (wanted.user_id, wanted.agent_id, wanted.run_id), (found.user_id, found.agent_id, found.run_id), strict=True
     )
     return all(want is None or want == have for want, have in pairs)
+
+
+# -------------------------------------------------------------------- long texts
+
+
+def passage_pool(tx: Tx, within: Reach, query: Vector, k: int = POOL) -> dict[int, float]:
+    """Version id -> what its best later passage is worth as a cosine, of the k best versions in reach."""
+    where = within.where()
+    mine = "" if within.owner is None else f"p.owner_id = {within.owner} and "
+    seen = f"cross join version v on v.id = p.id cross join memory m on m.id = v.memory_id where {mine}{where.sql}"
+    return store_passages.nearest(tx, store_passages.MEMORIES, Condition(seen, where.bindings), query, k)
 
 
 # -------------------------------------------------------------------- neighbours

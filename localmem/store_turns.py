@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING
 
+from localmem import store_passages
 from localmem.config import RETENTIONS
 from localmem.store_apply import delete_fts
 
@@ -38,10 +39,9 @@ def drop_turns(tx: Tx, now: Instant, episode_id: EpisodeId | None = None) -> int
     for message_id, owner, text, grams in rows:
         if owner is not None:
             delete_fts(tx, "turn_fts", message_id, owner, text, grams)
-            tx.execute("delete from turn_vec where rowid = ?", (message_id,))
-    ids = json.dumps([message_id for message_id, *_ in rows])
-    these = "in (select value from json_each(?))"
-    tx.execute(f"delete from reembedded where kind = 'turn_vec' and id {these}", (ids,))
+    messages = [message_id for message_id, *_ in rows]
+    store_passages.forget(tx, store_passages.TURNS, messages)
+    ids, these = json.dumps(messages), "in (select value from json_each(?))"
     tx.execute(
         "update decision set quote = '' where id in (select d.id from json_each(?) j "
         "cross join message t on t.id = j.value "

@@ -3,21 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING
 
+from localmem import store_passages
 from localmem.db import Database, Tx, sql_file
 from localmem.errors import ConflictError
 from localmem.store import Store, identity, settings_of
 from localmem.store_apply import blob_of
 from localmem.types import FOREVER, Embedder
 
-if TYPE_CHECKING:
-    from localmem.types import Vectors
-
 BATCH = 64  # texts embedded between two commits of reembed()
 _TEXTS = {
     "memory_vec": "select id, text from version where suppressed = 0",
     "turn_vec": "select id, text from turn_words",
+}
+_OWNERS = {  # of a version or message that has a vector
+    "memory_vec": (
+        "select m.owner_id from version v join memory m on m.id = v.memory_id where v.id = ? and v.suppressed = 0"
+    ),
+    "turn_vec": (
+        "select e.owner_id from turn_words w join message t on t.id = w.id join episode e on e.id = t.episode_id "
+        "where w.id = ?"
+    ),
 }
 _INSERTS = {  # from a table or view "made" of ids and vectors
     "memory_vec": (
@@ -36,22 +42,44 @@ _INSERTS = {  # from a table or view "made" of ids and vectors
 }
 
 
-def reindex(store: Store, embed: Callable[[Sequence[str]], Vectors]) -> None:
-    """Rebuild both vector tables and both word indexes in one transaction.
+def reindex(store: Store, embedder: Embedder) -> None:
+    """Rebuild both vector tables and both word indexes in one transaction; then the passages that are missing.
 
-    Vectors that can still be read are kept, lost ones are made again by ``embed`` before the transaction begins.
+    Vectors that can still be read are kept, lost ones are made again before the transaction begins.
     """
     made: dict[str, dict[int, bytes]] = {"memory_vec": {}, "turn_vec": {}}
     while True:
         with store.snapshot() as tx:
             lost = _lost(tx, made)
         for table, texts in lost.items():
-            vectors = embed(list(texts.values())) if texts else ()
+            vectors = embedder.embed_passages(list(texts.values())) if texts else ()
             made[table].update({row: vector.tobytes() for row, vector in zip(texts, vectors, strict=True)})
         with store.write() as tx:
             if not any(_lost(tx, made).values()):  # else something came in meanwhile: embed that too
                 _rebuild(tx, store.dim, made)
-                return
+                break
+    for kind in _TEXTS:
+        _add_passages(store, embedder, kind)
+
+
+def _add_passages(store: Store, embedder: Embedder, kind: str) -> None:
+    """Make those of long texts that have none, as in files from before they were made."""
+    last = 0
+    while True:
+        with store.snapshot() as tx:
+            rows = tx.execute(
+                f"select id, text from ({_TEXTS[kind]}) where id > ? and length(text) > ? "
+                f"and id not in (select id from passage where kind = ?) order by id limit {BATCH}",
+                (last, store_passages.TOKENS_READ_MIN, kind),
+            ).fetchall()
+        if not rows:
+            return
+        made = store_passages.later_passages(embedder, [text for _, text in rows])
+        with store.write() as tx:
+            for row, text in rows:
+                for (owner,) in tx.execute(_OWNERS[kind], (row,)).fetchall() if text in made else ():
+                    store_passages.keep(tx, kind, owner, row, made[text])
+        last = rows[-1][0]
 
 
 def _lost(tx: Tx, made: Mapping[str, Mapping[int, bytes]]) -> dict[str, dict[int, str]]:
@@ -107,11 +135,7 @@ def reembed(db: Database, embedder: Embedder, progress: Callable[[int, int], Non
                 return made
             missing = {table: _missing(tx, table) for table in _TEXTS}
             progress(*_counts(tx))
-        vectors = {
-            table: dict(zip(texts, map(blob_of, embedder.embed_passages(list(texts.values()))), strict=True))
-            for table, texts in missing.items()
-            if texts
-        }
+        vectors = {table: _made(embedder, texts) for table, texts in missing.items() if texts}
         with db.write() as tx:
             if _switched(tx, wanted):
                 return made
@@ -140,24 +164,44 @@ def _missing(tx: Tx, table: str) -> dict[int, str]:
 
 
 def _counts(tx: Tx) -> tuple[int, int]:
-    there = "select count(*) from reembedded"
+    there = "select count(*) from reembedded where number = 0"
     wanted = " + ".join(f"(select count(*) from ({statement}))" for statement in _TEXTS.values())
     [counts] = tx.execute(f"select ({there}), {wanted}").fetchall()
     return int(counts[0]), int(counts[1])
 
 
-def _keep(tx: Tx, table: str, vectors: Mapping[int, bytes]) -> int:
-    """Put vectors aside, but for texts that were taken back meanwhile; how many."""
+def _made(embedder: Embedder, texts: Mapping[int, str]) -> dict[int, list[bytes]]:
+    """Row id -> the vector of its text, then those of its later passages."""
+    passages = store_passages.later_passages(embedder, texts.values())
+    vectors = embedder.embed_passages(list(texts.values()))
+    return {
+        row: [blob_of(vector), *store_passages.blobs(passages.get(text, ()))]
+        for (row, text), vector in zip(texts.items(), vectors, strict=True)
+    }
+
+
+def _keep(tx: Tx, table: str, vectors: Mapping[int, Sequence[bytes]]) -> int:
+    """Put vectors aside, but for texts that were taken back meanwhile; of how many texts."""
     ids = {row for (row,) in tx.execute(f"select id from ({_TEXTS[table]}) where id >= ?", (min(vectors),))}
-    rows = [(table, row, vector) for row, vector in vectors.items() if row in ids]
-    tx.executemany("insert or replace into reembedded (kind, id, vector) values (?, ?, ?)", rows)
-    return len(rows)
+    kept = {row: made for row, made in vectors.items() if row in ids}
+    tx.executemany(
+        "insert or replace into reembedded (kind, id, number, vector) values (?, ?, ?, ?)",
+        [(table, row, number, vector) for row, made in kept.items() for number, vector in enumerate(made)],
+    )
+    return len(kept)
 
 
 def _switch(tx: Tx, wanted: Mapping[str, str]) -> None:
     _empty_tables(tx, int(wanted["embedder_dim"]))
     for table, statement in _INSERTS.items():
-        tx.execute(statement.format(made=f"(select id, vector from reembedded where kind = '{table}')"))
+        tx.execute(statement.format(made=f"(select id, vector from reembedded where kind = '{table}' and number = 0)"))
+    tx.execute("delete from passage")
+    for table, owner in _OWNERS.items():
+        tx.execute(
+            f"insert into passage select kind, ({owner.replace('?', 'x.id')}), id, number, vector "
+            "from reembedded x where kind = ? and number > 0",
+            (table,),
+        )
     tx.executemany("insert or replace into setting (name, value) values (?, ?)", list(wanted.items()))
     tx.execute("delete from setting where name = 'reembedding'")
     tx.execute("delete from reembedded")

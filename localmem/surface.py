@@ -23,6 +23,7 @@ from localmem.ingest import Engine, remember, resume, store_verbatim
 from localmem.search import INCLUDES, Question, context, search
 from localmem.shapes import Results, Shape
 from localmem.store_apply import OwnerMovedError, Plan, neighbour_of, stated
+from localmem.store_passages import later_passages
 from localmem.types import (
     Change,
     Decision,
@@ -402,6 +403,7 @@ class Surface(ABC):
         """
         engine = self._engine
         vectors = {text: engine.embedder.embed_passages([text])[0]} if text else {}
+        passages = later_passages(engine.embedder, vectors)
         deadline = time.monotonic() + engine.limits.lock_wait_s
         while True:
             record = self._mine(memory_id)
@@ -411,7 +413,11 @@ class Surface(ABC):
             decision = Decision(stated(wording, when), op, (target,), text=wording or None, reason="manual")
             if wording and wording not in vectors:
                 vectors = {wording: engine.embedder.embed_passages([wording])[0]}
-            plan = Plan(record.scope, (decision,), vectors, "manual", when, metadata=metadata, guard_targets=True)
+                passages = later_passages(engine.embedder, vectors)
+            plan = Plan(
+                record.scope, (decision,), vectors, "manual", when, metadata=metadata, guard_targets=True,
+                passages=passages,
+            )  # fmt: skip
             try:
                 return engine.store.apply(plan, engine.clock()) or ()
             except OwnerMovedError:  # another writer was faster: look again, after a moment of its own length

@@ -275,6 +275,15 @@ class Embedder(Protocol):
 
 
 @runtime_checkable
+class PassageEmbedder(Embedder, Protocol):
+    """An embedder that says how to cut a text which is longer than what it reads."""
+
+    def later_passages(self, text: str) -> Sequence[str]:
+        """What follows the part that its vector is made of, cut into parts that are read whole; [] for most texts."""
+        ...
+
+
+@runtime_checkable
 class Reranker(Protocol):
     """Reads a query and texts together: a slower, closer look at the best hits."""
 

@@ -28,6 +28,7 @@ LAYERS = (  # top to bottom; a module may import its own layer and those below
         "store_apply",
         "store_check",
         "store_matrix",
+        "store_passages",
         "store_pools",
         "store_read",
         "store_turns",

@@ -110,7 +110,7 @@ def test_while_vectors_are_made_anew(open_memory: Opener, tmp_path: Path) -> Non
     with open_memory(generator=Listener()) as memory:
         memory.add(list(TALK), **ANN)
         connection = apsw.Connection(str(tmp_path / "memory.db"))
-        connection.execute("insert into reembedded select 'turn_vec', id, x'00' from message")
+        connection.execute("insert into reembedded select 'turn_vec', id, 0, x'00' from message")
         memory.retain("none")
         assert connection.execute("select count(*) from reembedded where kind = 'turn_vec'").fetchall() == [(0,)]
         connection.close()
