@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
-from localmem import rank, store_pools, store_read, timing
+from localmem import rank, store_pools, store_read, store_turns, timing
 from localmem.filters import ANY, Condition
 from localmem.store import Store
 from localmem.store_matrix import Matrices
@@ -59,15 +59,15 @@ def search(store: Store, embedder: Embedder, question: Question, reranker: Reran
         if within is None:
             return []
         hits: list[Hit] = []
+        if event is not None:
+            asked = asked.beside(_happened(tx, within, asked.event, event))
         if question.include != "episodes":
-            if event is not None:
-                asked = asked.beside(_happened(tx, within, asked.event, event))
             hits += _facts(tx, within, question, query, asked, store.matrices)
         turns = question.include in ("episodes", "all") or (
-            question.include == "pending" and store_pools.has_pending(tx, within)
+            question.include == "pending" and store_turns.has_pending(tx, within)
         )
         if turns and not question.filters:
-            hits += _turns(tx, within, question, query)
+            hits += _turns(tx, within, question, query, asked)
     hits.sort(key=lambda hit: -hit.score)
     if reranker is not None:
         hits = _reranked(reranker, question, hits)
@@ -115,7 +115,8 @@ def _facts(
     signals = fused(found)
     beside = store_pools.beside(tx, within, list(signals)[:pool])
     signals |= fused({row for pair in beside for row in pair} - found)
-    evidence = _timed(tx, asked, question, rank.lifted({row: each["fused"] for row, each in signals.items()}, beside))
+    lifted = rank.lifted({row: each["fused"] for row, each in signals.items()}, beside)
+    evidence = _timed(asked, question, lifted, lambda rows: store_pools.times(tx, rows))
     best = _best_first(evidence)[: question.limit * 2 + 10]  # some may have expired
     records, sources = store_read.records(tx, within, best), store_read.sources(tx, best)
     asked_for = rank.key(question.text)  # these very words are answers, however often they were kept
@@ -142,12 +143,20 @@ def _happened(tx: Tx, within: store_pools.Reach, event: str, vector: Vector) -> 
     return store_pools.times(tx, [best])[best][0]
 
 
-def _timed(tx: Tx, asked: timing.Asked, question: Question, evidence: Mapping[int, float]) -> Mapping[int, float]:
-    """The evidence with what the time says that the query asks for, where it asks for one."""
+def _timed(
+    asked: timing.Asked,
+    question: Question,
+    evidence: Mapping[int, float],
+    times_of: Callable[[list[int]], Mapping[int, tuple[Instant, str, bool]]],
+) -> Mapping[int, float]:
+    """The evidence with what the time says that the query asks for, where it asks for one.
+
+    ``times_of``: row -> (since when, text, whether it is past) of these rows.
+    """
     past = asked.past and question.include == "history"
     if not evidence or not (asked.spans or asked.recent or past):
         return evidence
-    times = store_pools.times(tx, _best_first(evidence))
+    times = times_of(_best_first(evidence))
     fits, ages = dict[int, float](), dict[int, float]()
     if asked.spans:
         for place, (row, (at, text, _)) in enumerate(times.items()):
@@ -158,21 +167,32 @@ def _timed(tx: Tx, asked: timing.Asked, question: Question, evidence: Mapping[in
     return rank.timed(evidence, fits, ages, {row for row, (_, _, gone) in times.items() if past and gone})
 
 
-def _turns(tx: Tx, within: store_pools.Reach, question: Question, query: Vector) -> list[Hit]:
-    by_vector, by_words, spread, documents = store_pools.turn_pool(
-        tx, within, question.text, query, pending_only=question.include == "pending"
-    )
-    fused = rank.fuse(by_vector, by_words, {}, spread=spread)
-    evidence = {row: each["fused"] for row, each in fused.items()}
-    told = _signals(fused, evidence) if question.explain else {}
-    found = store_pools.turns(tx, within, list(fused))
-    hits = []
-    for row, turn in found.items():
-        if question.as_of is not None and turn.event_at > question.as_of:
-            continue
-        score = rank.score(evidence[row], documents)
-        hits.append(Hit(None, score, _spoken(turn), turn=turn, superseded=turn.superseded, signals=told.get(row, {})))
-    return hits
+def _turns(tx: Tx, within: store_pools.Reach, question: Question, query: Vector, asked: timing.Asked) -> list[Hit]:
+    turns = store_turns.turns_of(tx, within, question.text, pending_only=question.include == "pending")
+    near = turns.near(tx, query)
+
+    def fused(rows: set[int]) -> dict[int, dict[str, float]]:
+        cosines = store_turns.cosines(tx, list(rows - near.keys()), query)
+        cosines |= {row: near[row] for row in rows & near.keys()}
+        return rank.fuse(cosines, turns.scores(tx, list(rows)), {}, spread=turns.spread)
+
+    found = {*near, *turns.by_words()}
+    signals = fused(found)
+    beside = turns.beside(tx, list(signals)[: store_pools.POOL])
+    signals |= fused({row for pair in beside for row in pair} - found)
+    lifted = rank.lifted({row: each["fused"] for row, each in signals.items()}, beside)
+    records = store_turns.records(tx, within, _best_first(lifted))
+    times = {row: (turn.event_at, turn.text, False) for row, turn in records.items()}
+    evidence = _timed(asked, question, {row: lifted[row] for row in records}, lambda _: times)
+    told = _signals(signals, evidence) if question.explain else {}
+    return [
+        Hit(
+            None, rank.score(evidence[row], turns.documents), _spoken(turn), turn=turn, superseded=turn.superseded,
+            signals=told.get(row, {}),
+        )
+        for row, turn in records.items()
+        if question.as_of is None or turn.event_at <= question.as_of
+    ]  # fmt: skip
 
 
 def _best_first(scores: Mapping[int, float]) -> list[int]:

@@ -12,7 +12,7 @@ from localmem.db import Tx
 from localmem.filters import ANY, Condition
 from localmem.store_apply import Snapshot
 from localmem.store_matrix import Matrices
-from localmem.types import Actor, Instant, Neighbour, Scope, TurnRecord
+from localmem.types import Actor, Instant, Neighbour, Scope
 
 if TYPE_CHECKING:
     from localmem.types import Vector
@@ -143,14 +143,14 @@ def _knn(tx: Tx, within: Reach, query: Vector, k: int) -> dict[int, float]:
         "expires_at > ?": within.now,
         **dict(within.began()),
     }
-    near = _nearest(tx, "memory_vec", within, visible, query, k)
+    near = nearest(tx, "memory_vec", within, visible, query, k)
     if within.heads_only:
         return near
     unseen = _ghosts(tx, list(near))
     return {row: cosine for row, cosine in near.items() if row not in unseen}
 
 
-def _nearest(
+def nearest(
     tx: Tx, table: str, within: Reach, visible: Mapping[str, int | None], query: Vector, k: int
 ) -> dict[int, float]:
     """Row id -> cosine of the k nearest rows of a vec0 table in scope; a condition whose value is None is left out."""
@@ -239,9 +239,9 @@ class WordQuery:
 
 def word_query(tx: Tx, within: Reach, query: str) -> WordQuery:
     documents, average = _document_statistics(tx, within)
-    prefix = _owner_expression(within, "o" if within.heads_only else "oh")
-    postings = _postings(tx, "memory_fts", prefix, rank.terms(query), documents, _versions_in(within))
-    return WordQuery(postings, documents, average)
+    prefix = owner_expression(within, "o" if within.heads_only else "oh")
+    found = postings(tx, "memory_fts", prefix, rank.terms(query), documents, _versions_in(within))
+    return WordQuery(found, documents, average)
 
 
 def word_pool(tx: Tx, within: Reach, query: str, k: int = POOL) -> dict[int, float]:
@@ -310,7 +310,7 @@ def _decided_by_index(within: Reach) -> bool:
     return within.owner is not None and within.heads_only and not within.filters and not scoped
 
 
-def _postings(
+def postings(
     tx: Tx, table: str, prefix: str, expressions: Sequence[str], documents: int, only: Condition | None
 ) -> list[frozenset[int]]:
     """The rows that hold each term. A term in more than a seventh of the documents counts only if all are such.
@@ -334,7 +334,7 @@ def _postings(
     return telling or [rows for rows in found if rows]
 
 
-def _owner_expression(within: Reach, states: str) -> str:
+def owner_expression(within: Reach, states: str) -> str:
     """The FTS5 condition of an owner's rows in some states, one letter each: see the views of the word indexes."""
     if within.owner is None:
         return ""
@@ -390,87 +390,8 @@ def mention_shares(tx: Tx, within: Reach, query: str, versions: Sequence[int]) -
     return dict(rows.fetchall())
 
 
-def turn_pool(
-    tx: Tx, within: Reach, text: str, query: Vector, *, pending_only: bool, k: int = POOL
-) -> tuple[dict[int, float], dict[int, float], float, int]:
-    """(by vector, by words, the words' spread, how many there are) of raw turns: message id -> score.
-
-    Suppressed turns are in no index.
-    """
-    by_vector = _nearest(tx, "turn_vec", within, {"pending = ?": 1 if pending_only else None}, query, k)
-    by_vector = _turn_passages(tx, within, query, by_vector, pending_only=pending_only, k=k)
-    prefix = _owner_expression(within, "p" if pending_only else "px")
-    inside = _turns_in(within, pending_only=pending_only)
-    [(documents,)] = tx.execute(f"select count(*) from ({inside.sql})", inside.bindings).fetchall()
-    only = inside if within.owner is None else None
-    postings = _postings(tx, "turn_fts", prefix, rank.terms(text), documents, only)
-    best = list(rank.rarest_first(postings, documents, keep=k))
-    contents = tx.execute(
-        "select id, content from message where id in (select value from json_each(?))", (json.dumps(best),)
-    )
-    lengths = {row: rank.word_count(content) for row, content in contents}
-    average = sum(lengths.values()) / max(len(lengths), 1)
-    by_words = rank.bm25(postings, lengths, documents=documents, average_words=average)
-    return by_vector, by_words, rank.spread(postings, documents), documents
-
-
-def has_pending(tx: Tx, within: Reach) -> bool:
-    """Whether any turn in scope still waits for extraction."""
-    inside = _turns_in(within, pending_only=True)
-    return tx.execute(f"{inside.sql} limit 1", inside.bindings).fetchone() is not None
-
-
-def _turns_in(within: Reach, *, pending_only: bool) -> Condition:
-    """A statement of the message ids in scope."""
-    where = _turns_where(within, pending_only=pending_only)
-    return Condition(
-        f"select t.id from episode e join message t on t.episode_id = e.id where {where.sql}", where.bindings
-    )
-
-
-def _turns_where(within: Reach, *, pending_only: bool) -> Condition:
-    wanted = (
-        ("e.owner_id = ?", within.owner),
-        ("e.agent_id = ?", within.scope.agent_id),
-        ("e.run_id = ?", within.scope.run_id),
-    )
-    given = [(sql, value) for sql, value in wanted if value is not None]
-    where = " and ".join([sql for sql, _ in given] + (["e.state = 'pending'"] if pending_only else []))
-    return Condition(where, tuple(value for _, value in given))
-
-
-def _turn_passages(
-    tx: Tx, within: Reach, query: Vector, near: Mapping[int, float], *, pending_only: bool, k: int
-) -> dict[int, float]:
-    """The cosines of turns, those of long ones raised to what their best passage is worth."""
-    where = _turns_where(within, pending_only=pending_only)
-    mine = "" if within.owner is None else f"p.owner_id = {within.owner} and "
-    seen = f"cross join message t on t.id = p.id cross join episode e on e.id = t.episode_id where {mine}{where.sql}"
-    found = store_passages.nearest(tx, store_passages.TURNS, Condition(seen, where.bindings), query, k)
-    return {row: max(near.get(row, -1.0), found.get(row, -1.0)) for row in near.keys() | found.keys()}
-
-
-def turns(tx: Tx, within: Reach, ids: Sequence[int]) -> dict[int, TurnRecord]:
-    """The raw turns in reach among these message ids."""
-    rows = tx.execute(
-        "select t.id, t.episode_id, t.position, t.role, t.name, t.content, e.user_id, e.agent_id, e.run_id, "
-        "e.event_at, iif(e.state = 'pending', 'pending', 'extracted'), "
-        "exists (select 1 from evidence x where x.message_id = t.id) and not exists (select 1 from evidence x "
-        "join version v on v.id = x.version_id join memory m on m.head = v.id and m.deleted_at is null "
-        "where x.message_id = t.id) "
-        "from json_each(?) j join message t on t.id = j.value "
-        "join episode e on e.id = t.episode_id where t.suppressed_at is null and e.mode = 'infer'",
-        (json.dumps(list(ids)),),
-    )
-    found = {}
-    for row_id, episode_id, position, role, name, content, user, agent, run, event_at, state, past in rows:
-        scope = Scope(user, agent, run)
-        if matches(within.scope, scope):
-            found[row_id] = TurnRecord(episode_id, position, role, name, content, scope, event_at, state, bool(past))
-    return found
-
-
 def matches(wanted: Scope, found: Scope) -> bool:
+    """Whether a row of the scope found may be seen from the scope wanted."""
     pairs = zip(
         (wanted.user_id, wanted.agent_id, wanted.run_id), (found.user_id, found.agent_id, found.run_id), strict=True
     )

@@ -1,17 +1,172 @@
-"""Which turns stay in the file once they are extracted."""
+"""Raw turns: which are found for a query, and which stay in the file once they are extracted."""
 
 from __future__ import annotations
 
 import json
-from typing import TYPE_CHECKING
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
-from localmem import store_passages
+from localmem import rank, store_passages, store_pools
 from localmem.config import RETENTIONS
+from localmem.filters import Condition
 from localmem.store_apply import delete_fts
+from localmem.types import Scope, TurnRecord
 
 if TYPE_CHECKING:
     from localmem.db import Tx
-    from localmem.types import EpisodeId, Instant
+    from localmem.store_pools import Reach
+    from localmem.types import EpisodeId, Instant, Vector
+
+_SEEN = "t.suppressed_at is null and t.dropped_at is null and e.mode = 'infer' and t.role <> 'system'"
+
+
+@dataclass(frozen=True, slots=True)
+class Turns:
+    """The turns that one query may find. Made by `turns_of`. Suppressed and dropped ones are in no index."""
+
+    within: Reach
+    pending_only: bool
+    postings: Sequence[frozenset[int]]  # the messages that hold each word of the query
+    documents: int
+
+    @property
+    def spread(self) -> float:
+        return rank.spread(self.postings, self.documents)
+
+    def near(self, tx: Tx, query: Vector, k: int = store_pools.POOL) -> dict[int, float]:
+        """Message id -> cosine of the k nearest, of long ones that of their best passage where that is nearer."""
+        state = {"pending = ?": 1 if self.pending_only else None}
+        near = store_pools.nearest(tx, "turn_vec", self.within, state, query, k)
+        where = _where(self.within, pending_only=self.pending_only)
+        mine = "" if self.within.owner is None else f"p.owner_id = {self.within.owner} and "
+        seen = (
+            f"cross join message t on t.id = p.id cross join episode e on e.id = t.episode_id where {mine}{where.sql}"
+        )
+        later = store_passages.nearest(tx, store_passages.TURNS, Condition(seen, where.bindings), query, k)
+        return {row: max(near.get(row, -1.0), later.get(row, -1.0)) for row in near.keys() | later.keys()}
+
+    def by_words(self, k: int = store_pools.POOL) -> list[int]:
+        """The k messages that hold the rarest words of the query."""
+        return list(rank.rarest_first(self.postings, self.documents, keep=k))
+
+    def scores(self, tx: Tx, messages: Sequence[int]) -> dict[int, float]:
+        """Message id -> BM25 share in [0, 1] among these turns."""
+        contents = tx.execute(
+            "select id, content from message where id in (select value from json_each(?))",
+            (json.dumps(list(messages)),),
+        )
+        lengths = {row: rank.word_count(content) for row, content in contents}
+        average = sum(lengths.values()) / max(len(lengths), 1)
+        return rank.bm25(self.postings, lengths, documents=self.documents, average_words=average)
+
+    def beside(self, tx: Tx, messages: Sequence[int]) -> set[tuple[int, int]]:
+        """Pairs of turns, one said right after the other in the same talk, of which one is among the messages.
+
+        The next turn is the next message of the same add, or the first of the owner's next one with the same agent and
+        run, within SESSION_GAP.
+        """
+        rows = tx.execute(_BESIDE, (json.dumps(list(messages)),)).fetchall()
+        pairs = {(before, row) for row, before, _ in rows} | {(row, after) for row, _, after in rows}
+        found = _places(tx, self.within, {row for pair in pairs for row in pair if row is not None}, self.pending_only)
+        return {
+            (one, two)
+            for one, two in pairs
+            if one in found and two in found
+            if found[one][1:] == found[two][1:] and abs(found[one][0] - found[two][0]) <= store_pools.SESSION_GAP
+        }
+
+
+_BESIDE = """
+select t.id,
+  coalesce(
+    (select o.id from message o where o.episode_id = t.episode_id and o.position = t.position - 1),
+    (select o.id from episode b join message o on o.episode_id = b.id
+     where b.owner_id = e.owner_id and b.seq < e.seq order by b.seq desc, o.position desc limit 1)),
+  coalesce(
+    (select o.id from message o where o.episode_id = t.episode_id and o.position = t.position + 1),
+    (select o.id from episode b join message o on o.episode_id = b.id
+     where b.owner_id = e.owner_id and b.seq > e.seq order by b.seq, o.position limit 1))
+from json_each(?) j cross join message t on t.id = j.value cross join episode e on e.id = t.episode_id
+"""
+
+
+def turns_of(tx: Tx, within: Reach, text: str, *, pending_only: bool) -> Turns:
+    """What the words of a query find among the raw turns in reach."""
+    inside = _inside(within, pending_only=pending_only)
+    [(documents,)] = tx.execute(f"select count(*) from ({inside.sql})", inside.bindings).fetchall()
+    prefix = store_pools.owner_expression(within, "p" if pending_only else "px")
+    only = inside if within.owner is None else None
+    postings = store_pools.postings(tx, "turn_fts", prefix, rank.terms(text), documents, only)
+    return Turns(within, pending_only, postings, documents)
+
+
+def has_pending(tx: Tx, within: Reach) -> bool:
+    """Whether any turn in scope still waits for extraction."""
+    inside = _inside(within, pending_only=True)
+    return tx.execute(f"{inside.sql} limit 1", inside.bindings).fetchone() is not None
+
+
+def _inside(within: Reach, *, pending_only: bool) -> Condition:
+    """A statement of the message ids in scope."""
+    where = _where(within, pending_only=pending_only)
+    sql = f"select t.id from episode e join message t on t.episode_id = e.id where {where.sql}"
+    return Condition(sql, where.bindings)
+
+
+def _where(within: Reach, *, pending_only: bool) -> Condition:
+    wanted = (
+        ("e.owner_id = ?", within.owner),
+        ("e.agent_id = ?", within.scope.agent_id),
+        ("e.run_id = ?", within.scope.run_id),
+    )
+    given = [(sql, value) for sql, value in wanted if value is not None]
+    where = " and ".join([sql for sql, _ in given] + (["e.state = 'pending'"] if pending_only else []))
+    return Condition(where, tuple(value for _, value in given))
+
+
+def _places(tx: Tx, within: Reach, messages: set[int], pending_only: bool) -> dict[int, tuple[Any, ...]]:
+    """Message id -> (when, agent, run) of those in reach."""
+    where = _where(within, pending_only=pending_only)
+    rows = tx.execute(
+        "select t.id, e.event_at, e.agent_id, e.run_id from json_each(?) j cross join message t on t.id = j.value "
+        f"cross join episode e on e.id = t.episode_id where {_SEEN} and {where.sql}",
+        (json.dumps(sorted(messages)), *where.bindings),
+    )
+    return {row: tuple(place) for row, *place in rows}
+
+
+def cosines(tx: Tx, messages: Sequence[int], query: Vector) -> dict[int, float]:
+    """Message id -> cosine to the query, for these messages."""
+    rows = tx.execute(
+        "select x.rowid, 1.0 - vec_distance_cosine(x.embedding, ?) from json_each(?) j "
+        "cross join turn_vec x on x.rowid = j.value",
+        (query.tobytes(), json.dumps(list(messages))),
+    )
+    return dict(rows.fetchall())
+
+
+def records(tx: Tx, within: Reach, messages: Sequence[int]) -> dict[int, TurnRecord]:
+    """The raw turns in reach among these messages; those whose time to be kept has passed are not."""
+    rows = tx.execute(
+        "select t.id, t.episode_id, t.position, t.role, t.name, t.content, e.user_id, e.agent_id, e.run_id, "
+        "e.event_at, iif(e.state = 'pending', 'pending', 'extracted'), "
+        "exists (select 1 from evidence x where x.message_id = t.id) and not exists (select 1 from evidence x "
+        "join version v on v.id = x.version_id join memory m on m.head = v.id and m.deleted_at is null "
+        "where x.message_id = t.id) "
+        "from json_each(?) j join message t on t.id = j.value "
+        f"join episode e on e.id = t.episode_id where {_SEEN} and (e.expires_at is null or e.expires_at > ?)",
+        (json.dumps(list(messages)), within.now),
+    )
+    found = {}
+    for row_id, episode_id, position, role, name, content, user, agent, run, event_at, state, past in rows:
+        scope = Scope(user, agent, run)
+        if store_pools.matches(within.scope, scope):
+            found[row_id] = TurnRecord(episode_id, position, role, name, content, scope, event_at, state, bool(past))
+    return found
+
+
+# -------------------------------------------------------------------- retention
 
 
 def retention_of(tx: Tx) -> str:

@@ -234,6 +234,51 @@ def test_a_turn_makes_way_for_its_facts(open_memory: Opener, scripted: None) -> 
     assert len(found(memory, "ferry Vigo", include="all")) == 2
 
 
+def waiting(open_memory: Opener, *adds: tuple[list[str], dict[str, str]]) -> Memory:
+    """A store whose turns were not read yet; each add's messages with its further arguments."""
+    memory = open_memory(generator=Listener(fail=True))
+    for said, options in adds:
+        with pytest.raises(GeneratorError):
+            memory.add([{"role": "user", "content": one} for one in said], **ANN, **options)
+    return memory
+
+
+@pytest.mark.parametrize("together", [True, False])
+def test_a_raw_answer_is_found_with_the_question_before_it(open_memory: Opener, together: bool) -> None:
+    at = {"timestamp": "2025-04-02T18:00:00Z"}
+    adds = [(TALK, at)] if together else [([text], at) for text in TALK]
+    memory = waiting(open_memory, *adds)
+    assert found(memory, "Does Bogdan play the accordion?")[:2] == [TALK[2], TALK[3]]
+    assert found(memory, "Does Bogdan play the accordion?", include="episodes")[:2] == [TALK[2], TALK[3]]
+
+
+def test_raw_turns_of_another_day_run_or_owner_are_no_neighbours(open_memory: Opener) -> None:
+    memory = waiting(
+        open_memory,
+        (TALK[2:3], {"timestamp": "2025-04-02T18:00:00Z"}),
+        (TALK[3:4], {"timestamp": "2025-04-03T18:00:00Z"}),
+        (TALK[3:4], {"timestamp": "2025-04-03T18:00:00Z", "run_id": "r"}),
+    )
+    with pytest.raises(GeneratorError):
+        memory.add(TALK[3], user_id="bob", timestamp="2025-04-02T18:00:00Z")
+    hits = memory.search("Does Bogdan play the accordion?", explain=True, **ANN)["results"]
+    assert [hit["signals"]["evidence"] - hit["signals"]["fused"] for hit in hits] == [0.0, 0.0, 0.0]
+
+
+def test_raw_turns_of_the_time_that_is_asked_for(open_memory: Opener) -> None:
+    said = [(["the ferry was late"], {"timestamp": f"2025-0{month}-10"}) for month in (1, 2, 3)]
+    memory = waiting(open_memory, *said)
+    [first, *_] = memory.search("what about the ferry in February 2025?", **ANN)["results"]
+    assert first["created_at"] == "2025-02-10T00:00:00Z"
+
+
+def test_a_raw_turn_that_has_expired_is_gone(open_memory: Opener, clock: FixedClock) -> None:
+    memory = waiting(open_memory, (["the garden gate squeaks"], {"expires_at": "2025-03-02"}))
+    assert found(memory, "garden gate") == ["the garden gate squeaks"]
+    clock.advance(2 * 86_400)
+    assert [found(memory, "garden gate", include=include) for include in ("pending", "episodes", "all")] == [[], [], []]
+
+
 def test_system_messages_are_never_found(open_memory: Opener) -> None:
     memory = open_memory(generator=Listener(fail=True))
     with pytest.raises(GeneratorError):
