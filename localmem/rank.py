@@ -29,6 +29,7 @@ REPEATED = 8.0  # what is taken off the evidence of a hit that repeats a better 
 # Scripts written without spaces: a run of them is one unicode61 token, so pairs of characters are indexed as well.
 _DENSE = "぀-ヿ㐀-䶿一-鿿豈-﫿฀-๿຀-໿က-႟ក-៿"
 _DENSE_RUN = re.compile(f"[{_DENSE}]+")
+_SYMBOL = re.compile("[\u2600-\u27bf\U0001f1e6-\U0001faff]")  # emoji: separators to unicode61, unknown to the embedder
 _CAPITALISED = re.compile(r"[A-ZÀ-ÖØ-Þ][\w'’&.-]*(?:\s+[A-ZÀ-ÖØ-Þ][\w'’&.-]*)*")
 _IDENTIFIER = re.compile(  # every repetition is bounded, so that no text takes quadratic time
     r"\b(?=[\w./-]{0,60}\d)(?=[\w./-]{0,60}[A-Za-z])\w[\w./-]{2,60}|\b\d[\d.,:/-]{0,40}\d\b|\b\d\b"
@@ -45,10 +46,11 @@ def key(text: str) -> str:
 
 
 def grams(text: str) -> str | None:
-    """Space-separated character pairs of the runs in scripts without spaces; None where there are none."""
+    """Space-separated character pairs of the runs in scripts without spaces, and emoji by number; None without any."""
     pairs: dict[str, None] = {}
     for run in _DENSE_RUN.findall(text):
         pairs.update(dict.fromkeys([run] if len(run) == 1 else [run[i : i + 2] for i in range(len(run) - 1)]))
+    pairs.update(dict.fromkeys(f"u{ord(symbol):x}" for symbol in _SYMBOL.findall(text)))
     return " ".join(pairs) or None
 
 

@@ -230,9 +230,16 @@ class WordQuery:
 
     def pool(self, tx: Tx, within: Reach, k: int) -> dict[int, float]:
         """The k best versions in reach and their scores, best first."""
-        best = rank.rarest_first(self.postings, self.documents, keep=k * 4)
-        if not _decided_by_index(within):
-            best = keep(tx, within.where(), best)
+        wide = k * 4
+        best = rank.rarest_first(self.postings, self.documents, keep=wide)
+        if not _decided_by_index(within) or _has_expired(tx, within):
+            held = len(frozenset().union(*self.postings))
+            while (
+                len(seen := keep(tx, within.where(), best)) < k and wide < held
+            ):  # those out of sight crowd nobody out
+                wide *= 4
+                best = rank.rarest_first(self.postings, self.documents, keep=wide)
+            best = seen
         scores = self.scores(tx, list(best)[: k * 2])
         return dict(sorted(scores.items(), key=lambda item: (-item[1], item[0]))[:k])
 
@@ -305,9 +312,14 @@ def _turns_of_talk(tx: Tx, within: Reach, versions: Iterable[int]) -> dict[int, 
 
 
 def _decided_by_index(within: Reach) -> bool:
-    """Whether the owner token alone decides what is in reach; expired rows drop out with the records."""
+    """Whether the owner token alone decides what is in reach, but for what has expired."""
     scoped = within.scope.agent_id is not None or within.scope.run_id is not None
     return within.owner is not None and within.heads_only and not within.filters and not scoped
+
+
+def _has_expired(tx: Tx, within: Reach) -> bool:
+    expired = "select 1 from memory where owner_id = ? and expires_at <= ? limit 1"
+    return tx.execute(expired, (within.owner, within.now)).fetchone() is not None
 
 
 def postings(

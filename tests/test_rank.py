@@ -48,6 +48,7 @@ def test_grams_cover_scripts_without_spaces() -> None:
     assert rank.grams("東京タワー") == "東京 京タ タワ ワー"
     assert rank.grams("私は tea が") == "私は が"
     assert rank.grams("สวัสดี") is not None
+    assert rank.grams("🎉 party 猫 ☕") == "猫 u1f389 u2615"
 
 
 def test_terms_are_quoted_and_leave_out_what_says_nothing() -> None:
