@@ -7,6 +7,8 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from localmem import rank, store_pools, store_read, store_turns, timing
 from localmem.filters import ANY, Condition
 from localmem.store import Store
@@ -19,6 +21,7 @@ if TYPE_CHECKING:
 
 INCLUDES = ("facts", "pending", "episodes", "all", "history")
 EVENT_POOL, EVENT_EVIDENCE_MIN = 20, 5.2  # memories that may tell of an event; the evidence from which one does
+LAST_LINE = 0.3  # of a query of several lines, how much its last one counts beside the whole
 RERANKED = 20  # best hits that a reranker reads
 TIMED_MAX = 100  # best rows whose own dates are read, where the query asks for a time
 CONTEXT_BYTES_PER_TOKEN = 3  # a careful estimate: English is about 4.3, other languages less
@@ -43,7 +46,7 @@ class Question:
 
 def search(store: Store, embedder: Embedder, question: Question, reranker: Reranker | None = None) -> list[Hit]:
     """The hits of a question, best first, at most ``limit``; scores in [0, 1]. Never writes."""
-    query = embedder.embed_query(question.text)
+    query = _query_vector(embedder, question.text)
     asked = timing.asked(question.text, question.now)
     event = embedder.embed_query(asked.event) if asked.event else None
     with store.snapshot() as tx:
@@ -73,6 +76,17 @@ def search(store: Store, embedder: Embedder, question: Question, reranker: Reran
         hits = _reranked(reranker, question, hits)
     floor = 0.0 if question.threshold is None else question.threshold
     return [hit for hit in hits if hit.score >= floor][: question.limit]
+
+
+def _query_vector(embedder: Embedder, text: str) -> Vector:
+    """The unit vector of a query. Of several lines, as a talk is, the last counts more: the next reply is to it."""
+    whole = embedder.embed_query(text)
+    *before, last = [line for line in text.splitlines() if line.strip()]
+    if not before:
+        return whole
+    mixed = (1 - LAST_LINE) * whole + LAST_LINE * embedder.embed_query(last)
+    vector: Vector = (mixed / np.linalg.norm(mixed)).astype(np.float32)
+    return vector
 
 
 def _reranked(reranker: Reranker, question: Question, hits: list[Hit]) -> list[Hit]:

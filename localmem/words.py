@@ -35,12 +35,17 @@ def straighten(text: str) -> str:
 
 def fold(text: str) -> str:
     """NFC, straight quotes, case folded. For comparing; positions may move."""
+    if text.isascii():
+        return text.replace("`", "'").lower()
     return unicodedata.normalize("NFC", straighten(text)).casefold()
 
 
 def bare(text: str) -> str:
     """Folded, without diacritics: ``Zoë`` and ``zoe`` compare equal."""
-    parts = unicodedata.normalize("NFKD", fold(text))
+    folded = fold(text)
+    if folded.isascii():
+        return folded
+    parts = unicodedata.normalize("NFKD", folded)
     return "".join(c for c in parts if not unicodedata.combining(c))
 
 

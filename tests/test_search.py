@@ -71,6 +71,13 @@ def test_an_answer_is_found_with_the_question_before_it(memory: Memory) -> None:
     assert found(memory, "Does Bogdan play the accordion?")[:2] == [TALK[2], TALK[3]]
 
 
+def test_the_last_line_of_a_talk_counts_most(memory: Memory) -> None:
+    keep(memory, "bees", "clocks")
+    assert found(memory, "bees\nclocks") == ["clocks", "bees"]
+    assert found(memory, "clocks\nbees") == ["bees", "clocks"]
+    assert found(memory, "clocks\n\nbees\n \n") == ["bees", "clocks"]
+
+
 def test_turns_of_another_day_or_run_are_no_neighbours(memory: Memory) -> None:
     memory.add(TALK[2], infer=False, timestamp="2025-04-02T18:00:00Z", **ANN)
     memory.add(TALK[3], infer=False, timestamp="2025-04-03T18:00:00Z", **ANN)
