@@ -41,7 +41,7 @@ except ImportError as error:
     raise InstallationError(f"sqlite-vec can't be imported ({error}). Cure: pip install sqlite-vec") from error
 
 APPLICATION_ID = 0x6C6D656D  # "lmem"
-SCHEMA_VERSION = 5  # the number of the newest file in sql/
+SCHEMA_VERSION = 6  # the number of the newest file in sql/
 WRITER_CACHE_KIB, READER_CACHE_KIB = 262_144, 65_536
 IDLE_READERS_MAX = 8
 

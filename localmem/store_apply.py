@@ -173,15 +173,14 @@ class Changes:
         grams = rank.grams(text)
         vector = vector or blob_of(self.plan.vectors[text])
         self.tx.execute(
-            "insert into version (id, memory_id, number, text, hash, key, grams, words, valid_from, valid_to, "
-            "recorded_at, superseded_at, reason, decision_id) values (?,?,?,?,?,?,?,?,?,?,?,?,?,?)",
+            "insert into version (id, memory_id, number, text, hash, grams, words, valid_from, valid_to, "
+            "recorded_at, superseded_at, reason, decision_id) values (?,?,?,?,?,?,?,?,?,?,?,?,?)",
             (
                 version_id,
                 memory_id,
                 number,
                 text,
                 hashlib.md5(text.encode(), usedforsecurity=False).hexdigest(),
-                rank.key(text),
                 grams,
                 rank.word_count(text),
                 fact.event_at,
@@ -606,7 +605,7 @@ def refuse_if_moved(tx: Tx, plan: Plan) -> None:
         return
     refuse_if_targets_moved(tx, plan)
     fresh = tx.execute(
-        "select v.key, x.embedding from version v join memory m on m.head = v.id join memory_vec x on x.rowid = v.id "
+        "select v.text, x.embedding from version v join memory m on m.head = v.id join memory_vec x on x.rowid = v.id "
         "where v.id > ? and m.owner_id = ? and m.deleted_at is null",
         (plan.snapshot.newest_version, row[0]),
     ).fetchall()
@@ -614,9 +613,9 @@ def refuse_if_moved(tx: Tx, plan: Plan) -> None:
     for decision in proposed:
         text = decision.text or decision.fact.text
         vector = np.asarray(plan.vectors[text], dtype="f4")
-        for key, blob in fresh:
+        for other, blob in fresh:
             near = float(vector @ np.frombuffer(blob, dtype="<f4"))
-            if key == rank.key(text) or near >= rank.NEAR_DUPLICATE_COSINE:
+            if rank.key(other) == rank.key(text) or near >= rank.NEAR_DUPLICATE_COSINE:
                 raise OwnerMovedError("a near duplicate was stored meanwhile")
 
 

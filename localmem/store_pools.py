@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -284,13 +285,15 @@ def beside(tx: Tx, within: Reach, versions: Sequence[int]) -> set[tuple[int, int
     """
     before = "select p.head from memory p where p.owner_id = m.owner_id and p.seq < m.seq order by p.seq desc limit 1"
     after = "select n.head from memory n where n.owner_id = m.owner_id and n.seq > m.seq order by n.seq limit 1"
+    turns = _turns_of_talk(tx, within, versions)
     rows = tx.execute(
         f"select v.id, ({before}), ({after}) from json_each(?) j cross join version v on v.id = j.value "
-        "cross join memory m on m.id = v.memory_id where v.reason = 'verbatim'",
-        (json.dumps(list(versions)),),
+        "cross join memory m on m.id = v.memory_id",
+        (json.dumps(list(turns)),),
     ).fetchall()
     pairs = {(first, version) for version, first, _ in rows} | {(version, second) for version, _, second in rows}
-    turns = _turns_of_talk(tx, within, {version for pair in pairs for version in pair if version is not None})
+    near = {version for pair in pairs for version in pair if version is not None}
+    turns |= _turns_of_talk(tx, within, near - turns.keys())
     return {
         (one, two)
         for one, two in pairs
@@ -478,13 +481,15 @@ def _taken_back(tx: Tx, owner: int, text: str, event_at: Instant) -> list[Neighb
     """Memories of these very words that their author asked to forget after the fact was said."""
     rows = tx.execute(
         "select m.id, h.number, v.text, v.valid_from, m.actor, m.agent_id, m.run_id "
-        "from version v join memory m on m.id = v.memory_id join version h on h.id = m.head "
-        "where v.key = ? and m.owner_id = ? and m.delete_reason = 'user_request' and m.delete_event_at > ? limit 1",
-        (rank.key(text), owner, event_at),
+        "from memory m join version v on v.memory_id = m.id join version h on h.id = m.head "
+        "where m.owner_id = ? and m.delete_reason = 'user_request' and m.delete_event_at > ?",
+        (owner, event_at),
     )
+    wanted = rank.key(text)
+    same = (row for row in rows if rank.key(row[2]) == wanted)
     return [
         Neighbour(id_, number, text_, 1.0, valid_from, Actor(actor), agent, run, deleted=True)
-        for id_, number, text_, valid_from, actor, agent, run in rows
+        for id_, number, text_, valid_from, actor, agent, run in itertools.islice(same, 1)
     ]
 
 
