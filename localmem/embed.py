@@ -7,11 +7,12 @@ texts of equal token count, so there is no padding.
 
 from __future__ import annotations
 
+import base64
 import os
 import threading
 import warnings
 import weakref
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from typing import TYPE_CHECKING, Any
@@ -34,6 +35,13 @@ _CHARS_FIRST = 4_000  # of a long text: mostly enough to fill the 256 tokens
 PASSAGES_MAX = 128  # of one text, some 14,000 tokens; what follows is found by its words
 PASSAGE_OVERLAP = 32  # tokens that two passages share, so that a fact stands whole in one of them
 _WORD_CHARS_MAX = 100  # tokenizer.json, max_input_chars_per_word: a longer word is one token
+# Processors without VNNI add pairs of products in saturating 16 bits: 255 * 64 * 2 fits.
+QUERY_LEVEL_MAX = 64
+# An ONNX file of one node: MatMulInteger(rows, query, 128), opset 17.
+_PRODUCTS = (
+    "CAgSADqXAQosCgRyb3dzCgVxdWVyeQoEemVybxIIcHJvZHVjdHMiDU1hdE11bEludGVnZXISCHByb2R1Y3RzKgwQAioCgAFCBHplcm9aGAoEcm93"
+    "cxIQCg4IAhIKCgMSAW4KAxIBZFoYCgVxdWVyeRIPCg0IAxIJCgMSAWQKAggBYhsKCHByb2R1Y3RzEg8KDQgGEgkKAxIBbgoCCAFCBAoAEBE="
+)
 _TALKATIVE = (1, 29)  # onnxruntime from this version on sends telemetry from native code
 
 
@@ -313,6 +321,21 @@ def _onnxruntime() -> Any:
             stacklevel=2,
         )
     return onnxruntime
+
+
+@cache
+def integer_products() -> Callable[[Any, Any], Any]:
+    """Products of many rows with one query in whole numbers: 4 million multiplications in 0.2 ms.
+
+    (rows uint8 (n, d), of which 128 stands for zero; query int8 (d,), up to QUERY_LEVEL_MAX either way) -> int32 (n,).
+    """
+    ort = _onnxruntime()
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = options.inter_op_num_threads = 1  # no threads: it goes on in a forked child
+    options.log_severity_level = 4
+    options.enable_cpu_mem_arena = False
+    session = ort.InferenceSession(base64.b64decode(_PRODUCTS), options, providers=["CPUExecutionProvider"])
+    return lambda rows, query: session.run(None, {"rows": rows, "query": query[:, None]})[0][:, 0]
 
 
 def _token_ids(tokenizer: Any, text: str) -> list[int]:

@@ -56,7 +56,7 @@ def grams(text: str) -> str | None:
 
 def word_count(text: str) -> int:
     """Length of a text for BM25, at least 1."""
-    return max(1, len(words.tokens(text)))
+    return max(1, len(words.folded(text)))
 
 
 def terms(query: str) -> list[str]:
@@ -221,7 +221,7 @@ def varied(scores: Mapping[int, float], texts: Mapping[int, str]) -> dict[int, f
     """
     varied, said = dict(scores), set[tuple[str, ...]]()
     for row, text in texts.items():
-        folded = [token.folded for token in words.tokens(text)]
+        folded = words.folded(text)
         gist = tuple(word for word in folded if word not in words.all_stop_words()) or tuple(folded)
         if gist in said:
             varied[row] -= REPEATED

@@ -131,7 +131,7 @@ def _facts(
     signals |= fused({row for pair in beside for row in pair} - found)
     lifted = rank.lifted({row: each["fused"] for row, each in signals.items()}, beside)
     evidence = _timed(asked, question, lifted, lambda rows: store_pools.times(tx, rows))
-    best = _best_first(evidence)[: question.limit * 2 + 10]  # some may have expired
+    best = _best_first(evidence)[: question.limit * 2 + 5]  # some may be repeats
     records, sources = store_read.records(tx, within, best), store_read.sources(tx, best)
     asked_for = rank.key(question.text)  # these very words are answers, however often they were kept
     texts = {row: records[row][0].text for row in best if row in records}

@@ -1,8 +1,7 @@
 """The vectors of owners with many memories, in memory: where a scan of the file would take tens of milliseconds.
 
-A row is kept as signs of random projections, compared by counting bits, and as 8-bit levels, which put the best of
-those in order (Charikar 2002, "Similarity estimation techniques from rounding algorithms"). 100,000 rows of 384 numbers
-take 50 MB. Rows are only ever added: whether one may be seen is for the caller to ask of the file.
+A row is kept as 8-bit levels, which onnxruntime multiplies with the query's as whole numbers. 100,000 rows of 384
+numbers take 40 MB. Rows are only ever added: whether one may be seen is for the caller to ask of the file.
 """
 
 from __future__ import annotations
@@ -11,28 +10,26 @@ import json
 import threading
 from collections import OrderedDict
 from dataclasses import dataclass
-from functools import cache
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from localmem.db import Tx
+from localmem.embed import QUERY_LEVEL_MAX, integer_products
 
 if TYPE_CHECKING:
     from localmem.types import Vector, Vectors
 
 ROWS_MIN = 2_000  # memories of an owner from which on this is faster than vec0
 BYTES_MAX = 512_000_000  # of all owners of a store; the one not asked for longest goes first
-SIGNS = 2  # for each number of a vector
-SHORTLIST = 2_000  # rows by bits that are put in order by levels, or 25 times what is wanted
+ZERO = 128  # what stands for 0 among the levels of a row
 _FRESH_SHARE = 0.25  # more new rows than this share: read the owner's vectors anew
 
 
 class Matrix:
     """Rows to search. `add` while another thread searches is fine; two threads must not add at once."""
 
-    def __init__(self, dim: int, mean: Vector) -> None:
-        self._mean, self._turn = mean, _projection(dim)
+    def __init__(self, dim: int) -> None:
         self._count = 0
         self._arrays = _Arrays.of(0, dim)
 
@@ -53,73 +50,38 @@ class Matrix:
         peaks = np.maximum(np.abs(vectors).max(axis=1), 1e-9)
         rows.ids[start:stop] = ids
         rows.scales[start:stop] = peaks / 127
-        rows.levels[start:stop] = np.rint(vectors / peaks[:, None] * 127)
-        rows.signs[start:stop] = self._signs(vectors)
+        rows.levels[start:stop] = np.rint(vectors / peaks[:, None] * 127) + ZERO
         self._count = stop  # a search under way goes on with the rows it began with
 
     def nearest(self, query: Vector, k: int) -> list[int]:
         """Ids of about the k rows with the highest cosine, best first."""
         count, rows = self._count, self._arrays
-        best = np.arange(count)
-        if count > (wanted := max(SHORTLIST, 25 * k)):
-            differing = _ones(rows.signs[:count] ^ self._signs(query[None])[0])
-            best = np.argpartition(differing, wanted)[:wanted]
-        cosines = (rows.levels[best].astype(np.float32) @ query) * rows.scales[best]
-        order = np.argsort(-cosines, kind="stable")[:k]
-        found: list[int] = rows.ids[best[order]].tolist()
+        levels = np.rint(query / max(float(np.abs(query).max()), 1e-9) * QUERY_LEVEL_MAX).astype(np.int8)
+        near = integer_products()(rows.levels[:count], levels) * rows.scales[:count]
+        best = np.argpartition(-near, k)[:k] if count > k else np.arange(count)
+        found: list[int] = rows.ids[best[np.argsort(-near[best], kind="stable")]].tolist()
         return found
-
-    def _signs(self, vectors: Vectors) -> Any:
-        return np.packbits((vectors - self._mean) @ self._turn > 0, axis=1).view(np.uint64)
 
 
 @dataclass(frozen=True)
 class _Arrays:
     ids: Any  # int64 (rows,)
-    signs: Any  # uint64 (rows, SIGNS * dim / 64)
-    levels: Any  # int8 (rows, dim)
+    levels: Any  # uint8 (rows, dim)
     scales: Any  # float32 (rows,)
 
     @classmethod
     def of(cls, rows: int, dim: int) -> _Arrays:
-        words = -(-SIGNS * dim // 64)
-        return cls(
-            np.empty(rows, np.int64),
-            np.empty((rows, words), np.uint64),
-            np.empty((rows, dim), np.int8),
-            np.empty(rows, np.float32),
-        )
+        return cls(np.empty(rows, np.int64), np.empty((rows, dim), np.uint8), np.empty(rows, np.float32))
 
     @property
     def bytes(self) -> int:
-        return sum(array.nbytes for array in (self.ids, self.signs, self.levels, self.scales))
+        return sum(array.nbytes for array in (self.ids, self.levels, self.scales))
 
     def grown(self, rows: int) -> _Arrays:
         wider = _Arrays.of(rows, self.levels.shape[1])
-        for name in ("ids", "signs", "levels", "scales"):
+        for name in ("ids", "levels", "scales"):
             getattr(wider, name)[: len(self.ids)] = getattr(self, name)
         return wider
-
-
-@cache
-def _projection(dim: int) -> Any:
-    """Orthogonal directions, (dim, SIGNS * dim rounded up to whole words); the same in every process."""
-    random = np.random.default_rng(7)
-    width = -(-SIGNS * dim // 64) * 64
-    blocks = [np.linalg.qr(random.standard_normal((dim, dim)))[0] for _ in range(-(-width // dim))]
-    return np.concatenate(blocks, axis=1)[:, :width].astype(np.float32)
-
-
-def _ones(words: Any) -> Any:
-    """Number of one bits of each row of uint64."""
-    if hasattr(np, "bitwise_count"):  # from numpy 2 on
-        return np.bitwise_count(words).sum(axis=1, dtype=np.uint16)
-    return _bits_of_16()[words.view(np.uint16)].sum(axis=1, dtype=np.uint16)
-
-
-@cache
-def _bits_of_16() -> Any:
-    return np.array([value.bit_count() for value in range(1 << 16)], np.uint8)
 
 
 # -------------------------------------------------------------------- owners
@@ -163,7 +125,7 @@ class Matrices:
     def _read(self, tx: Tx, owner: int, revision: int, epoch: str | None) -> _Held:
         newest = _newest(tx)
         ids, vectors = self._rows(tx.execute("select rowid, embedding from memory_vec where owner_id = ?", (owner,)))
-        matrix = Matrix(self._dim, vectors.mean(axis=0))
+        matrix = Matrix(self._dim)
         matrix.add(ids, vectors)
         return _Held(matrix, revision, newest, epoch)
 

@@ -92,7 +92,7 @@ def _with_contested(tx: Tx, found: Mapping[int, tuple[MemoryRecord, bool]]) -> d
     ):
         others.setdefault(one, []).append(other)
     return {
-        version: (replace(record, contested_with=tuple(others.get(record.id, ()))), past)
+        version: (replace(record, contested_with=tuple(others[record.id])) if record.id in others else record, past)
         for version, (record, past) in found.items()
     }
 

@@ -54,6 +54,11 @@ def tokens(text: str) -> tuple[Token, ...]:
     return tuple(Token(m[0], m.start(), m.end(), bare(m[0])) for m in _TOKEN.finditer(text))
 
 
+def folded(text: str) -> list[str]:
+    """The folded words of a text in order."""
+    return [bare(word) for word in _TOKEN.findall(text)]
+
+
 @cache
 def stop_words(language: str) -> frozenset[str]:
     """Function words of one language, without diacritics; empty for a language without a list."""
