@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import re
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
@@ -21,6 +22,8 @@ if TYPE_CHECKING:
 
 INCLUDES = ("facts", "pending", "episodes", "all", "history")
 EVENT_POOL, EVENT_EVIDENCE_MIN = 20, 5.2  # memories that may tell of an event; the evidence from which one does
+# "What did you recommend?", "the assistant's list"
+_ABOUT_ASSISTANT = re.compile(r"\b(?:you|your|yours|assistant|assistant's|ai|bot)\b", re.IGNORECASE)
 LAST_LINE = 0.3  # of a query of several lines, how much its last one counts beside the whole
 RERANKED = 20  # best hits that a reranker reads
 TIMED_MAX = 100  # best rows whose own dates are read, where the query asks for a time
@@ -131,6 +134,8 @@ def _facts(
     signals |= fused({row for pair in beside for row in pair} - found)
     lifted = rank.lifted({row: each["fused"] for row, each in signals.items()}, beside)
     evidence = _timed(asked, question, lifted, lambda rows: store_pools.times(tx, rows))
+    said = store_pools.by_assistant(tx, _best_first(evidence)[: question.limit * 4 + 20])
+    evidence = _by_others(question, evidence, said)
     best = _best_first(evidence)[: question.limit * 2 + 5]  # some may be repeats
     records, sources = store_read.records(tx, within, best), store_read.sources(tx, best)
     asked_for = rank.key(question.text)  # these very words are answers, however often they were kept
@@ -144,6 +149,13 @@ def _facts(
         signs = told.get(row, {})
         hits.append(Hit(record, score, record.text, superseded=past, signals=signs, sources=sources.get(row, ())))
     return hits
+
+
+def _by_others(question: Question, evidence: Mapping[int, float], said: Collection[int]) -> Mapping[int, float]:
+    """The evidence, less for what an assistant said, unless the query asks for that."""
+    if not said or _ABOUT_ASSISTANT.search(question.text):
+        return evidence
+    return {row: value - rank.ASSISTANT_LESS * (row in said) for row, value in evidence.items()}
 
 
 def _happened(tx: Tx, within: store_pools.Reach, event: str, vector: Vector) -> Instant | None:
@@ -198,6 +210,7 @@ def _turns(tx: Tx, within: store_pools.Reach, question: Question, query: Vector,
     records = store_turns.records(tx, within, _best_first(lifted))
     times = {row: (turn.event_at, turn.text, False) for row, turn in records.items()}
     evidence = _timed(asked, question, {row: lifted[row] for row in records}, lambda _: times)
+    evidence = _by_others(question, evidence, {row for row, turn in records.items() if turn.role == "assistant"})
     told = _signals(signals, evidence) if question.explain else {}
     return [
         Hit(

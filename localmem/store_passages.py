@@ -67,14 +67,18 @@ def forget(tx: Tx, kind: str, rows: Sequence[int]) -> None:
         tx.execute(f"delete from {table} where kind = ? and id in (select value from json_each(?))", (kind, ids))
 
 
-def nearest(tx: Tx, kind: str, seen: Condition, query: Vector, k: int) -> dict[int, float]:
-    """Row id -> cosine of its best passage, less PASSAGE_DISCOUNT, of the k best rows.
+def nearest(tx: Tx, kind: str, owner: int | None, seen: Condition, query: Vector, k: int) -> dict[int, float]:
+    """Row id -> cosine of its best passage, less PASSAGE_DISCOUNT, of the k best rows of an owner (None: of all).
 
     seen: which rows count, as the end of a statement "from passage p".
     """
+    whose, bindings = ("", ()) if owner is None else (" and p.owner_id = ?", (owner,))
+    some = f"select 1 from passage p where p.kind = ?{whose} limit 1"
+    if tx.execute(some, (kind, *bindings)).fetchone() is None:  # most have no long text
+        return {}
     rows = tx.execute(
         "select p.id, max(1.0 - vec_distance_cosine(vec_int8(p.vector), vec_int8(?))) "
-        f"from passage p {seen.sql} and p.kind = ? group by p.id order by 2 desc limit ?",
-        (blobs([query])[0], *seen.bindings, kind, k),
+        f"from passage p {seen.sql} and p.kind = ?{whose} group by p.id order by 2 desc limit ?",
+        (blobs([query])[0], *seen.bindings, kind, *bindings, k),
     )
     return {row: cosine - PASSAGE_DISCOUNT for row, cosine in rows}

@@ -22,6 +22,7 @@ POOL = 100  # rows a pool hands to the fusion
 EXACT_MAX = 2_000  # filters that leave fewer rows are answered by exact distances over those
 KNN_MAX = 4_096  # vec0's own limit of k
 SESSION_GAP = 6 * 3_600 * 1_000_000  # microseconds; turns further apart belong to different talks
+ASSISTANTS = ("assistant", "ai", "bot", "chatbot")  # as speakers of turns
 COMMON_TERM_ROWS_MIN = 300  # a term in fewer rows than this is never too common to look up
 
 
@@ -127,9 +128,8 @@ def _in_memory(tx: Tx, within: Reach, owner: int, query: Vector, k: int, matrice
     """The rows found may be past or expired by now: ask for more until enough can be seen, or all have been."""
     wanted = k + k // 4 + 10
     while (near := matrices.nearest(tx, owner, query, wanted)) is not None:
-        seen = keep(tx, within.where(), dict.fromkeys(near, 0.0))
-        if len(seen) >= k or len(near) < wanted:
-            exact = cosines(tx, list(seen), query)  # 8-bit levels confuse neighbours that are 0.001 apart
+        exact = cosines(tx, near, query, within.where())  # 8-bit levels confuse neighbours that are 0.001 apart
+        if len(exact) >= k or len(near) < wanted:
             return dict(sorted(exact.items(), key=lambda item: (-item[1], item[0]))[:k])
         wanted *= 4
     return None
@@ -257,14 +257,28 @@ def word_pool(tx: Tx, within: Reach, query: str, k: int = POOL) -> dict[int, flo
     return word_query(tx, within, query).pool(tx, within, k)
 
 
-def cosines(tx: Tx, versions: Sequence[int], query: Vector) -> dict[int, float]:
-    """Version id -> cosine to the query, for these versions."""
+def cosines(tx: Tx, versions: Sequence[int], query: Vector, where: Condition = ANY) -> dict[int, float]:
+    """Version id -> cosine to the query, for these versions, or those of them in reach."""
+    seen = "cross join version v on v.id = j.value cross join memory m on m.id = v.memory_id " if where else ""
     rows = tx.execute(
-        "select x.rowid, 1.0 - vec_distance_cosine(x.embedding, ?) from json_each(?) j "
-        "cross join memory_vec x on x.rowid = j.value",  # a join in this order looks rows up, "in" reads them all
-        (query.tobytes(), json.dumps(list(versions))),
+        f"select x.rowid, 1.0 - vec_distance_cosine(x.embedding, ?) from json_each(?) j {seen}"
+        "cross join memory_vec x on x.rowid = j.value"  # a join in this order looks rows up, "in" reads them all
+        f"{f' where {where.sql}' if where else ''}",
+        (query.tobytes(), json.dumps(list(versions)), *where.bindings),
     )
     return dict(rows.fetchall())
+
+
+def by_assistant(tx: Tx, versions: Sequence[int]) -> set[int]:
+    """Those of the versions that an assistant said: its own message, or a turn that opens with such a speaker."""
+    opens = " or ".join(f"v.text like '{name}: %'" for name in ASSISTANTS)
+    rows = tx.execute(
+        "select v.id from json_each(?) j cross join version v on v.id = j.value "
+        "cross join memory m on m.id = v.memory_id "
+        f"where m.actor = 'assistant' or (v.reason = 'verbatim' and ({opens}))",
+        (json.dumps(list(versions)),),
+    )
+    return {row for (row,) in rows}
 
 
 def times(tx: Tx, versions: Sequence[int]) -> dict[int, tuple[Instant, str, bool]]:
@@ -419,9 +433,9 @@ def matches(wanted: Scope, found: Scope) -> bool:
 def passage_pool(tx: Tx, within: Reach, query: Vector, k: int = POOL) -> dict[int, float]:
     """Version id -> what its best later passage is worth as a cosine, of the k best versions in reach."""
     where = within.where()
-    mine = "" if within.owner is None else f"p.owner_id = {within.owner} and "
-    seen = f"cross join version v on v.id = p.id cross join memory m on m.id = v.memory_id where {mine}{where.sql}"
-    return store_passages.nearest(tx, store_passages.MEMORIES, Condition(seen, where.bindings), query, k)
+    seen = f"cross join version v on v.id = p.id cross join memory m on m.id = v.memory_id where {where.sql}"
+    condition = Condition(seen, where.bindings)
+    return store_passages.nearest(tx, store_passages.MEMORIES, within.owner, condition, query, k)
 
 
 # -------------------------------------------------------------------- neighbours

@@ -39,11 +39,9 @@ class Turns:
         state = {"pending = ?": 1 if self.pending_only else None}
         near = store_pools.nearest(tx, "turn_vec", self.within, state, query, k)
         where = _where(self.within, pending_only=self.pending_only)
-        mine = "" if self.within.owner is None else f"p.owner_id = {self.within.owner} and "
-        seen = (
-            f"cross join message t on t.id = p.id cross join episode e on e.id = t.episode_id where {mine}{where.sql}"
-        )
-        later = store_passages.nearest(tx, store_passages.TURNS, Condition(seen, where.bindings), query, k)
+        seen = f"cross join message t on t.id = p.id cross join episode e on e.id = t.episode_id where {where.sql}"
+        condition = Condition(seen, where.bindings)
+        later = store_passages.nearest(tx, store_passages.TURNS, self.within.owner, condition, query, k)
         return {row: max(near.get(row, -1.0), later.get(row, -1.0)) for row in near.keys() | later.keys()}
 
     def by_words(self, k: int = store_pools.POOL) -> list[int]:

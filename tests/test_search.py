@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import unicodedata
 from collections.abc import Sequence
@@ -15,7 +16,7 @@ from hypothesis import strategies as st
 
 from localmem.errors import GeneratorError, InvalidTypeError
 from localmem.memory import Memory
-from localmem.rank import REPEATED, score
+from localmem.rank import ASSISTANT_LESS, REPEATED, score
 from localmem.testing import FixedClock, HashEmbedder
 
 ANN = {"user_id": "ann"}
@@ -69,6 +70,29 @@ def test_an_answer_is_found_with_the_question_before_it(memory: Memory) -> None:
     for text in TALK:
         memory.add(text, infer=False, timestamp="2025-04-02T18:00:00Z", **ANN)
     assert found(memory, "Does Bogdan play the accordion?")[:2] == [TALK[2], TALK[3]]
+
+
+@pytest.mark.parametrize("infer", [True, False])
+def test_what_an_assistant_said_counts_less_unless_it_is_asked_for(open_memory: Opener, infer: bool) -> None:
+    memory = open_memory(generator=Listener(fail=True))
+    for role, day in (("user", 1), ("assistant", 3)):
+        with contextlib.suppress(GeneratorError):
+            memory.add([{"role": role, "content": f"quince {role}"}], infer=infer, timestamp=f"2025-01-0{day}", **ANN)
+
+    def less(query: str) -> dict[str, float]:
+        hits = memory.search(query, explain=True, **ANN)["results"]
+        return {hit["memory"]: round(hit["signals"]["evidence"] - hit["signals"]["fused"], 3) for hit in hits}
+
+    assert less("the quince") == {"quince user": 0.0, "quince assistant": -ASSISTANT_LESS}
+    assert less("the quince that you liked") == {"quince user": 0.0, "quince assistant": 0.0}
+
+
+def test_a_turn_that_opens_with_the_assistant_is_its_own(memory: Memory) -> None:
+    keep(memory, "Assistant: the quince tart", "Ann: the quince jam", "Assistants like the quince pie")
+    hits = memory.search("the quince", explain=True, **ANN)["results"]
+    less = {hit["memory"]: round(hit["signals"]["evidence"] - hit["signals"]["fused"], 3) for hit in hits}
+    assert less["Assistants like the quince pie"] == 0.0
+    assert less["Assistant: the quince tart"] < less["Ann: the quince jam"]
 
 
 def test_the_last_line_of_a_talk_counts_most(memory: Memory) -> None:
