@@ -19,6 +19,7 @@ STANDING_POWER = 1.5  # one rare name counts more than some everyday words
 DOCUMENTS_FEW = 15  # the fewest among which scores were calibrated
 DOCUMENTS_MIN, DOCUMENTS_MAX = 60, 400  # among fewer or more, words stand out as they would among so many
 TIME_WEIGHT, RECENT_WEIGHT, PAST_WEIGHT = 3.0, 0.5, 1.0  # where the query asks for a time, the newest, what was once
+LAST_LINE = 0.3  # of a query of several lines, how much its last one counts beside the whole
 ASSISTANT_LESS = 1.5  # what an assistant said is rarely what is asked for, unless the query is about it
 LIFT = 0.18  # what the turn before and the turn after count
 USUAL_COSINE = 0.1  # of a row that has nothing to do with the query

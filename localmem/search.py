@@ -24,7 +24,6 @@ INCLUDES = ("facts", "pending", "episodes", "all", "history")
 EVENT_POOL, EVENT_EVIDENCE_MIN = 20, 5.2  # memories that may tell of an event; the evidence from which one does
 # "What did you recommend?", "the assistant's list"
 _ABOUT_ASSISTANT = re.compile(r"\b(?:you|your|yours|assistant|assistant's|ai|bot)\b", re.IGNORECASE)
-LAST_LINE = 0.3  # of a query of several lines, how much its last one counts beside the whole
 RERANKED = 20  # best hits that a reranker reads
 TIMED_MAX = 100  # best rows whose own dates are read, where the query asks for a time
 CONTEXT_BYTES_PER_TOKEN = 3  # a careful estimate: English is about 4.3, other languages less
@@ -87,7 +86,7 @@ def _query_vector(embedder: Embedder, text: str) -> Vector:
     *before, last = [line for line in text.splitlines() if line.strip()]
     if not before:
         return whole
-    mixed = (1 - LAST_LINE) * whole + LAST_LINE * embedder.embed_query(last)
+    mixed = (1 - rank.LAST_LINE) * whole + rank.LAST_LINE * embedder.embed_query(last)
     vector: Vector = (mixed / np.linalg.norm(mixed)).astype(np.float32)
     return vector
 

@@ -225,7 +225,21 @@ def one(name: str, size: int, owners: int, queries: int, folder: Path) -> dict[s
     size_bytes = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
     row = {"system": name, "memories": size, "owners": owners, "fill_s": filled, "bytes": size_bytes}
     row |= {"p50_ms": statistics.median(took), "p95_ms": sorted(took)[int(len(took) * 0.95)], "queries": len(took)}
-    return {**row, "recall": recall(folder / "memory.db", memories, asked[:50])} if name == "localmem" else row
+    if name != "localmem":
+        return row
+    path = folder / "memory.db"
+    return {**row, "recall": recall(path, memories, asked[:50]), "turn_bytes": turn_bytes(path)}
+
+
+def turn_bytes(path: Path) -> int:
+    """What the words as they were said take beside the memories: episodes, messages, evidence and their indexes."""
+    from localmem import Memory
+
+    like = ("episode%", "message%", "evidence%", "turn\\_%", "sqlite\\_autoindex\\_e%", "sqlite\\_autoindex\\_message%")
+    where = " or ".join(f"name like '{one}' escape '\\'" for one in like)
+    with Memory(path, embedder=Given(), generator="none") as memory, memory._engine.store.snapshot() as tx:
+        [(found,)] = tx.execute(f"select sum(pgsize) from dbstat where {where}")
+    return int(found)
 
 
 def recall(path: Path, memories: Mapping[str, Sequence[str]], asked: Sequence[tuple[str, str]]) -> float:
@@ -253,7 +267,10 @@ def print_rows(rows: Sequence[Mapping[str, Any]]) -> None:
     ours = next((row["p50_ms"] for row in rows if row["system"] == "localmem"), None)
     for row in rows:
         ratio = f"{row['p50_ms'] / ours:6.1f} x" if ours else ""
-        note = f"  recall {row['recall']:.4f}" if "recall" in row else ""
+        note = ""
+        if "recall" in row:
+            turns = row["turn_bytes"] / row["memories"] / 1e3
+            note = f", {turns:.2f} of them for the turns  recall {row['recall']:.4f}"
         print(
             f"{row['memories']:>9,} of {row['owners']:>6,}  {row['system']:<10} p50 {row['p50_ms']:8.2f} ms  "
             f"p95 {row['p95_ms']:8.2f} ms {ratio}  filled in {row['fill_s']:7.1f} s  "

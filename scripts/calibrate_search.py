@@ -7,7 +7,8 @@ of its own, all held-out ones as one user's, and all rows of the files as one us
 among a question's evidence; questions that nothing answers count with every hit wrong. --check: files of
 eval_recall.py, whose questions take no part in the fit. Reliability is given by tenths of the score with the expected
 calibration error (Guo et al. 2017, arXiv:1706.04599), and how well the best score tells questions with an answer from
-those without (area under the ROC curve, and how many of each are left at a threshold).
+those without (area under the ROC curve, and how many of each are left at a threshold): those that have none, which are
+made to look alike, and the questions of the next conversation, of which this store knows nothing.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ import json
 import math
 import sys
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -131,6 +132,13 @@ def of_conversations(path: Path) -> Iterator[Source]:
         yield Source(talk.name, [(text, at) for _, text, at in talk.turns], asked)
 
 
+def strangers(talks: Sequence[Source]) -> Iterator[Found]:
+    """Each conversation asked the questions of the next one."""
+    for talk, other in zip(talks, [*talks[1:], *talks[:1]], strict=True):
+        for one in searched([talk], [other]):
+            yield replace(one, answerable=False, right=[False] * len(one.right))
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("rows", type=Path, nargs="+", help="talks and lists")
@@ -148,7 +156,11 @@ def main() -> None:
     report("held out, fitted on", found[CALIBRATE])
     report("held out", found[TEST])
     for path in given.check:
-        report(path.stem, [one for source in of_conversations(path) for one in searched([source], [source])])
+        talks = list(of_conversations(path))
+        own = [one for talk in talks for one in searched([talk], [talk])]
+        report(path.stem, own)
+        answered = [one for one in own if one.answerable]
+        report(f"{path.stem}, with the questions of other conversations", answered + list(strangers(talks)))
 
 
 if __name__ == "__main__":

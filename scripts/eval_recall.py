@@ -41,6 +41,8 @@ ABLATIONS = {  # row of the table -> what of localmem/rank.py counts nothing the
     "no names": ("MENTION_WEIGHT",),
     "no time": ("TIME_WEIGHT", "RECENT_WEIGHT", "PAST_WEIGHT"),
     "no turns beside": ("LIFT",),
+    "no last line": ("LAST_LINE",),
+    "no less for assistants": ("ASSISTANT_LESS",),
 }
 
 

@@ -67,7 +67,7 @@ def test_a_conversation(
     told = json.loads(report.read_text("utf-8"))["talk"]
     assert (told["questions"], told["turns"], told["stores"]) == (2, 4, 1)  # the one without evidence is left out
     assert told["rows"]["fused"]["R@1"] == told["rows"]["fused"]["MRR"] == 1.0
-    assert set(told["rows"]) == {"words", "vectors", "fused", "no words", "no names", "no time", "no turns beside"}
+    assert set(told["rows"]) == {"words", "vectors", "fused", *harness.ABLATIONS}
     image = ElementTree.fromstring((tmp_path / "out.svg").read_text("utf-8"))
     assert len(image.findall("{http://www.w3.org/2000/svg}polyline")) == 1
     assert "talk: 2 questions with evidence" in capsys.readouterr().out
