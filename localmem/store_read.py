@@ -197,8 +197,7 @@ def history(tx: Tx, memory_id: MemoryId) -> list[VersionRecord]:
 def _evidence(tx: Tx, version_id: int) -> tuple[EvidenceRecord, ...]:
     rows = tx.execute(
         "select t.episode_id, t.position, e.start, e.stop, "
-        "iif(coalesce(t.suppressed_at, t.dropped_at) is null, substr(t.content, e.start + 1, e.stop - e.start), null), "
-        "e.event_at, e.kind "
+        "iif(t.suppressed_at is null, substr(t.content, e.start + 1, e.stop - e.start), null), e.event_at, e.kind "
         "from evidence e join message t on t.id = e.message_id where e.version_id = ? order by e.event_at, e.id",
         (version_id,),
     )

@@ -215,7 +215,7 @@ class EvidenceRecord:
     message: int
     start: int
     end: int
-    quote: str | None  # None when suppressed
+    quote: str | None  # None when its author took it back, "" when the file does not keep such turns
     event_at: Instant
     kind: str = "support"  # support: the words it came from; confirm: said again later
 

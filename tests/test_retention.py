@@ -61,7 +61,7 @@ def test_what_is_left(open_memory: Opener, tmp_path: Path, retention: str) -> No
     assert [word for word in CHATTER if word in found] == (["drizzly"] if retention == "all" else [])
     assert [word for word in CHATTER if word.lower() in held] == (list(CHATTER) if retention == "all" else [])
     assert (evidence["message"], evidence["said_at"]) == (1, "2025-01-04T00:00:00Z")
-    assert evidence["quote"] == (None if retention == "none" else "fact: User grows quinces")
+    assert evidence["quote"] == ("" if retention == "none" else "fact: User grows quinces")
     assert [(each["fact"], each["quote"] == "") for each in refused] == [("User hums oddly", retention != "all")]
 
 
@@ -155,3 +155,8 @@ def test_on_the_command_line(tmp_path: Path) -> None:
     assert command("none", "--yes", "--json") == (0, '{"retention": "none", "dropped": 1}\n')
     assert command("all", "--json") == (0, '{"retention": "all", "dropped": 0}\n')
     assert command("some")[0] == 2
+    with Memory(path) as memory:
+        [kept] = memory.get_all(**ANN)
+    shown = CliRunner().invoke(cli, ["history", kept["id"], "--user", "ann", "--file", str(path)]).output
+    assert "(words not kept)" in shown
+    assert "taken back" not in shown

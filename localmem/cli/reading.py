@@ -224,7 +224,8 @@ def history(options: Options, memory_id: str) -> None:
         line = f"{terminal.MARKS[version['event']]} {text}"
         terminal.write(f"{line}  ({terminal.day(version['valid_from'])}{until}, {version['reason']})", version["event"])
         for evidence in version["evidence"]:
-            said = f'"{one_line(evidence["quote"])}"' if evidence["quote"] else "(taken back)"
+            gone = "(taken back)" if evidence["quote"] is None else "(words not kept)"
+            said = f'"{one_line(evidence["quote"])}"' if evidence["quote"] else gone
             again = " again" if evidence["kind"] == "confirm" else ""
             terminal.write(f"    said{again} {terminal.minute(evidence['said_at'])}: {said}", "dim")
 
