@@ -197,7 +197,7 @@ def _turns(tx: Tx, within: store_pools.Reach, question: Question, query: Vector,
     near = turns.near(tx, query)
 
     def fused(rows: set[int]) -> dict[int, dict[str, float]]:
-        cosines = store_turns.cosines(tx, list(rows - near.keys()), query)
+        cosines = store_pools.cosines(tx, list(rows - near.keys()), query, table="turn_vec")
         cosines |= {row: near[row] for row in rows & near.keys()}
         return rank.fuse(cosines, turns.scores(tx, list(rows)), {}, spread=turns.spread)
 

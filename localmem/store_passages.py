@@ -61,8 +61,7 @@ def copy(tx: Tx, version: int, to: int) -> None:
 def forget(tx: Tx, kind: str, rows: Sequence[int]) -> None:
     """Take every vector of these versions or messages out of the file, those being made anew too."""
     ids = json.dumps(list(rows))
-    for (row,) in tx.execute("select value from json_each(?)", (ids,)).fetchall():
-        tx.execute(f"delete from {kind} where rowid = ?", (row,))  # vec0 deletes one row at a time
+    tx.executemany(f"delete from {kind} where rowid = ?", [(row,) for row in rows])
     for table in ("passage", "reembedded"):
         tx.execute(f"delete from {table} where kind = ? and id in (select value from json_each(?))", (kind, ids))
 

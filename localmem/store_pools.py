@@ -235,9 +235,8 @@ class WordQuery:
         best = rank.rarest_first(self.postings, self.documents, keep=wide)
         if not _decided_by_index(within) or _has_expired(tx, within):
             held = len(frozenset().union(*self.postings))
-            while (
-                len(seen := keep(tx, within.where(), best)) < k and wide < held
-            ):  # those out of sight crowd nobody out
+            # What is out of sight must take no place: more until k can be seen, or all have been looked at.
+            while len(seen := keep(tx, within.where(), best)) < k and wide < held:
                 wide *= 4
                 best = rank.rarest_first(self.postings, self.documents, keep=wide)
             best = seen
@@ -257,16 +256,18 @@ def word_pool(tx: Tx, within: Reach, query: str, k: int = POOL) -> dict[int, flo
     return word_query(tx, within, query).pool(tx, within, k)
 
 
-def cosines(tx: Tx, versions: Sequence[int], query: Vector, where: Condition = ANY) -> dict[int, float]:
-    """Version id -> cosine to the query, for these versions, or those of them in reach."""
+def cosines(
+    tx: Tx, rows: Sequence[int], query: Vector, where: Condition = ANY, *, table: str = "memory_vec"
+) -> dict[int, float]:
+    """Row id -> cosine to the query, for these rows of a vec0 table; ``where``: only versions in reach."""
     seen = "cross join version v on v.id = j.value cross join memory m on m.id = v.memory_id " if where else ""
-    rows = tx.execute(
+    found = tx.execute(
         f"select x.rowid, 1.0 - vec_distance_cosine(x.embedding, ?) from json_each(?) j {seen}"
-        "cross join memory_vec x on x.rowid = j.value"  # a join in this order looks rows up, "in" reads them all
+        f"cross join {table} x on x.rowid = j.value"  # a join in this order looks rows up, "in" reads them all
         f"{f' where {where.sql}' if where else ''}",
-        (query.tobytes(), json.dumps(list(versions)), *where.bindings),
+        (query.tobytes(), json.dumps(list(rows)), *where.bindings),
     )
-    return dict(rows.fetchall())
+    return dict(found.fetchall())
 
 
 def by_assistant(tx: Tx, versions: Sequence[int]) -> set[int]:
@@ -308,6 +309,14 @@ def beside(tx: Tx, within: Reach, versions: Sequence[int]) -> set[tuple[int, int
     pairs = {(first, version) for version, first, _ in rows} | {(version, second) for version, _, second in rows}
     near = {version for pair in pairs for version in pair if version is not None}
     turns |= _turns_of_talk(tx, within, near - turns.keys())
+    return of_one_talk(pairs, turns)
+
+
+def of_one_talk(pairs: Iterable[tuple[Any, Any]], turns: Mapping[int, tuple[Any, ...]]) -> set[tuple[int, int]]:
+    """The pairs whose rows are both among the turns, of the same agent and run and within SESSION_GAP.
+
+    ``turns``: row -> (when, agent, run). A row without one before or after it stands with None.
+    """
     return {
         (one, two)
         for one, two in pairs

@@ -67,12 +67,7 @@ class Turns:
         rows = tx.execute(_BESIDE, (json.dumps(list(messages)),)).fetchall()
         pairs = {(before, row) for row, before, _ in rows} | {(row, after) for row, _, after in rows}
         found = _places(tx, self.within, {row for pair in pairs for row in pair if row is not None}, self.pending_only)
-        return {
-            (one, two)
-            for one, two in pairs
-            if one in found and two in found
-            if found[one][1:] == found[two][1:] and abs(found[one][0] - found[two][0]) <= store_pools.SESSION_GAP
-        }
+        return store_pools.of_one_talk(pairs, found)
 
 
 _BESIDE = """
@@ -134,16 +129,6 @@ def _places(tx: Tx, within: Reach, messages: set[int], pending_only: bool) -> di
     return {row: tuple(place) for row, *place in rows}
 
 
-def cosines(tx: Tx, messages: Sequence[int], query: Vector) -> dict[int, float]:
-    """Message id -> cosine to the query, for these messages."""
-    rows = tx.execute(
-        "select x.rowid, 1.0 - vec_distance_cosine(x.embedding, ?) from json_each(?) j "
-        "cross join turn_vec x on x.rowid = j.value",
-        (query.tobytes(), json.dumps(list(messages))),
-    )
-    return dict(rows.fetchall())
-
-
 def records(tx: Tx, within: Reach, messages: Sequence[int]) -> dict[int, TurnRecord]:
     """The raw turns in reach among these messages; those whose time to be kept has passed are not."""
     rows = tx.execute(
@@ -201,5 +186,5 @@ def drop_turns(tx: Tx, now: Instant, episode_id: EpisodeId | None = None) -> int
         "join decision d on d.episode_id = t.episode_id and d.message = t.position)",
         (ids,),
     )
-    tx.execute(f"update message set content = '', grams = null, dropped_at = {now} where id {these}", (ids,))
+    tx.execute(f"update message set content = '', grams = null, dropped_at = ? where id {these}", (now, ids))
     return len(rows)

@@ -6,7 +6,7 @@ import random
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from localmem import inputs, shapes, store_pools, store_read
 from localmem.config import Limits
@@ -33,6 +33,9 @@ from localmem.types import (
     Op,
     Scope,
 )
+
+if TYPE_CHECKING:
+    from localmem.types import Vector, Vectors
 
 _IDS = ("user_id", "agent_id", "run_id", "session_id")
 
@@ -380,7 +383,7 @@ class Surface(ABC):
         return self._scope(None, **ids)
 
     def _is_mine(self, scope: Scope) -> bool:
-        return self._within is None or _holds(self._within, scope)
+        return self._within is None or store_pools.matches(self._within, scope)
 
     def _mine(self, memory_id: Any) -> MemoryRecord:
         """The head of a memory that is to be changed; a foreign id is answered exactly like an unknown one."""
@@ -402,8 +405,8 @@ class Surface(ABC):
         The last writer wins; a memory that someone else deleted meanwhile is not found.
         """
         engine = self._engine
-        vectors = {text: engine.embedder.embed_passages([text])[0]} if text else {}
-        passages = later_passages(engine.embedder, vectors)
+        vectors: dict[str, Vector] = {}
+        passages: dict[str, Vectors] = {}
         deadline = time.monotonic() + engine.limits.lock_wait_s
         while True:
             record = self._mine(memory_id)
@@ -431,15 +434,6 @@ class Surface(ABC):
 
 
 # -------------------------------------------------------------------- scopes
-
-
-def _holds(within: Scope, scope: Scope) -> bool:
-    pairs = (
-        (within.user_id, scope.user_id),
-        (within.agent_id, scope.agent_id),
-        (within.run_id, scope.run_id),
-    )
-    return all(want is None or want == have for want, have in pairs)
 
 
 def narrowed(within: Scope, given: Mapping[str, Any], limits: Limits) -> Scope:

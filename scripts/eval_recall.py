@@ -45,6 +45,8 @@ ABLATIONS = {  # row of the table -> what of localmem/rank.py counts nothing the
     "no less for assistants": ("ASSISTANT_LESS",),
 }
 
+LABEL = 1 + max(map(len, ABLATIONS))  # width of the first column
+
 
 @dataclass(frozen=True)
 class Query:
@@ -252,9 +254,9 @@ def told(
     questions, turns = len(seconds), sum(len(talk.turns) for talk in talks)
     print(f"\n{name}: {questions} questions with evidence, {turns} turns in {len(talks)} stores")
     rows = {row: tally.row() for row, tally in tallies.items()}
-    print(f"{'':15}" + "".join(f"{figure:>9}" for figure in rows["fused"]))
+    print(f"{'':{LABEL}}" + "".join(f"{figure:>9}" for figure in rows["fused"]))
     for row, values in rows.items():
-        print(f"{row:15}" + "".join(f"{value:9.3f}" for value in values.values()))
+        print(f"{row:{LABEL}}" + "".join(f"{value:9.3f}" for value in values.values()))
     categories = tallies["fused"].by_category()
     print("fused, by category (R@5 / R@10):", "; ".join(
         f"{one} {five:.3f} / {ten:.3f} of {count}" for one, (count, five, ten) in categories.items()))  # fmt: skip
