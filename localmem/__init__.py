@@ -10,16 +10,30 @@ if TYPE_CHECKING:
     from localmem.aio import AsyncMemory
     from localmem.config import Limits
     from localmem.embedders import reembed
+    from localmem.encryption import decrypt, encrypt, rekey
     from localmem.memory import BoundMemory, Memory
 
-__all__ = ["AsyncMemory", "BoundMemory", "Limits", "Memory", "__version__", "reembed"]
+__all__ = [
+    "AsyncMemory",
+    "BoundMemory",
+    "Limits",
+    "Memory",
+    "__version__",
+    "decrypt",
+    "encrypt",
+    "reembed",
+    "rekey",
+]
 
 _HOMES = {
     "AsyncMemory": "localmem.aio",
     "BoundMemory": "localmem.memory",
     "Limits": "localmem.config",
     "Memory": "localmem.memory",
+    "decrypt": "localmem.encryption",
+    "encrypt": "localmem.encryption",
     "reembed": "localmem.embedders",
+    "rekey": "localmem.encryption",
 }
 
 

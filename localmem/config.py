@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 
 from localmem.errors import InvalidInputError
@@ -38,12 +38,12 @@ class Limits:
     reply_tokens_max: int = 256  # one extraction reply
 
     def __post_init__(self) -> None:
-        for field in fields(self):
-            value = getattr(self, field.name)
-            numbers = (int, float) if field.name == "lock_wait_s" else (int,)
+        for each in fields(self):
+            value = getattr(self, each.name)
+            numbers = (int, float) if each.name == "lock_wait_s" else (int,)
             if isinstance(value, bool) or not isinstance(value, numbers) or not 0 < value <= 2**40:
-                kind = "number of seconds" if field.name == "lock_wait_s" else "whole number"
-                raise InvalidInputError(f"Limits.{field.name} must be a positive {kind}, not {value!r:.40}")
+                kind = "number of seconds" if each.name == "lock_wait_s" else "whole number"
+                raise InvalidInputError(f"Limits.{each.name} must be a positive {kind}, not {value!r:.40}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +54,12 @@ class Settings:
     cache: Path
     generator: str | None
     generator_threads: int | None
+    key: str | None = field(default=None, repr=False)
+    key_file: str | None = None
+    keychain: str | None = None  # name of an entry in the system's keychain
+    audit_key_file: str | None = None
+    checkpoint: str | None = None
+    actor: str = ""
 
     @property
     def store(self) -> Path:
@@ -65,7 +71,7 @@ class Settings:
 
 
 def settings(environ: Mapping[str, str] | None = None) -> Settings:
-    """Read LOCALMEM_HOME, LOCALMEM_GENERATOR and LOCALMEM_THREADS.
+    """Read LOCALMEM_HOME, _GENERATOR, _THREADS, _KEY, _KEY_FILE, _KEYCHAIN, _AUDIT_KEY_FILE, _CHECKPOINT and _ACTOR.
 
     Raises InvalidInputError for a LOCALMEM_THREADS that is no positive whole number.
     """
@@ -83,6 +89,12 @@ def settings(environ: Mapping[str, str] | None = None) -> Settings:
         cache=cache,
         generator=env.get("LOCALMEM_GENERATOR") or None,
         generator_threads=_threads(env.get("LOCALMEM_THREADS")),
+        key=env.get("LOCALMEM_KEY") or None,
+        key_file=env.get("LOCALMEM_KEY_FILE") or None,
+        keychain=env.get("LOCALMEM_KEYCHAIN") or None,
+        audit_key_file=env.get("LOCALMEM_AUDIT_KEY_FILE") or None,
+        checkpoint=env.get("LOCALMEM_CHECKPOINT") or None,
+        actor=env.get("LOCALMEM_ACTOR") or "",
     )
 
 

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Callable
 from typing import Any
 
 from localmem import inputs, store_vectors
-from localmem.config import DURABILITIES
-from localmem.db import Database
+from localmem.config import DURABILITIES, Limits
+from localmem.db import Database, Tx
 from localmem.errors import InvalidInputError, InvalidTypeError
+from localmem.keys import Key
 from localmem.manifest import manifest
 from localmem.store import settings_of
+from localmem.store_audit import Signer, trail_of
 from localmem.types import Embedder
 
 
@@ -51,25 +54,37 @@ def reembed(
     *,
     progress: Callable[[int, int], None] | None = None,
     durability: str = DURABILITIES[0],
+    key: Key | str | bytes | None = None,
+    audit_key: Key | str | bytes | None = None,
+    actor: str | None = None,
 ) -> dict[str, Any]:
     """Make all vectors of a store anew with another embedder, and switch to it at once when the last is there.
 
-    ``path`` as of Memory. ``embedder``: an Embedder, or the name of one that comes with localmem; None is the one for
-    new stores. The store works as before until the switch; a call that was cut off is taken up where it ended.
-    ``progress`` gets (vectors there, vectors wanted). Afterwards a Memory that was open raises EmbedderMismatchError:
-    open it again. Returns {"embedder", "previous", "memories", "turns"}: ids, and how many vectors this call made.
+    ``path``, ``key``, ``audit_key``, ``actor`` as of Memory. ``embedder``: an Embedder, or the name of one that comes
+    with localmem; None is the one for new stores. The store works as before until the switch; a call that was cut off
+    is taken up where it ended. ``progress`` gets (vectors there, vectors wanted). Afterwards a Memory that was open
+    raises EmbedderMismatchError: open it again. Returns {"embedder", "previous", "memories", "turns"}: ids, and how
+    many vectors this call made.
     """
     inputs.durability(durability)
     wanted = checked(embedder)
     file = inputs.store_path(path)
     if file is None or not file.exists():
         raise InvalidInputError(f"there is no store {file or ':memory:'} whose vectors could be made anew")
-    database = Database(file, durability=durability)
+    signing, who = inputs.audit_key(audit_key), inputs.actor(actor, Limits())
+    database = Database(file, key=inputs.store_key(key), durability=durability)
+
+    def enter(tx: Tx) -> None:
+        signer = Signer(signing, database.derived("audit"), who)
+        trail = trail_of(tx, signer, time.time_ns() // 1000)
+        trail.add("reembed")
+        trail.close()
+
     try:
         with database.snapshot() as tx:
             previous = settings_of(tx).get("embedder_id")
         using = embedder_for(database, wanted or names()[0])
-        made = store_vectors.reembed(database, using, progress or (lambda done, total: None))
+        made = store_vectors.reembed(database, using, progress or (lambda done, total: None), enter)
     finally:
         database.close()
     return {"embedder": using.id, "previous": previous, "memories": made["memory_vec"], "turns": made["turn_vec"]}

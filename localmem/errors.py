@@ -61,6 +61,10 @@ class NotOurFileError(LocalmemError, ValueError):
     """A file that exists and is not a localmem store."""
 
 
+class KeyRefusedError(LocalmemError, ValueError):
+    """A key that can't be had or doesn't open the file; a file without one where a key was given."""
+
+
 class SchemaError(LocalmemError, RuntimeError):
     """A store written by a newer localmem."""
 

@@ -10,9 +10,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from localmem import keys
 from localmem.config import DURABILITIES, PRESETS, RETENTIONS, Limits, settings
 from localmem.dates import parse_instant
 from localmem.errors import InvalidInputError, InvalidTypeError, ScopeError, TooLargeError
+from localmem.keys import Key
 from localmem.types import JSON, Instant, Message, Scope
 
 ROLES = ("user", "assistant", "system", "tool", "document")
@@ -181,6 +183,45 @@ def retention(given: Any, preset: Any) -> str | None:
     return given if given is not None or preset is None else PRESETS[preset].get("retention")
 
 
+def store_key(given: Any) -> Key | None:
+    """The key of a store: the one given, else what the environment names; None for a store without one."""
+    if given is not None:
+        return keys.key_of(given)
+    found = settings()
+    named = [found.key, found.key_file, found.keychain]
+    if sum(each is not None for each in named) > 1:
+        raise InvalidInputError("set only one of LOCALMEM_KEY, LOCALMEM_KEY_FILE and LOCALMEM_KEYCHAIN")
+    if found.key_file is not None:
+        return keys.from_file(found.key_file)
+    return keys.from_keychain(found.keychain) if found.keychain is not None else keys.key_of(found.key)
+
+
+def audit_key(given: Any) -> Key | None:
+    """The key that signs the audit chain: the one given, else that of LOCALMEM_AUDIT_KEY_FILE."""
+    if given is not None:
+        return keys.key_of(given)
+    file = settings().audit_key_file
+    return None if file is None else keys.from_file(file)
+
+
+def checkpoint(given: Any) -> Path | None:
+    """The checkpoint file of the audit chain: the one given, else that of LOCALMEM_CHECKPOINT."""
+    wanted = settings().checkpoint if given is None else given
+    if wanted is None:
+        return None
+    if not isinstance(wanted, str | os.PathLike):
+        raise InvalidTypeError(f"checkpoint must be a str or Path, not {type(wanted).__name__}")
+    return Path(wanted).expanduser().absolute()
+
+
+def actor(given: Any, limits: Limits) -> str:
+    """Who acts, as the audit chain names them: the one given, else LOCALMEM_ACTOR; "" for nobody in particular."""
+    wanted = settings().actor if given is None else given
+    if wanted == "":
+        return ""
+    return clean_text(wanted, "actor", bytes_max=limits.id_bytes_max, limit="id_bytes_max").strip()
+
+
 def store_path(path: str | os.PathLike[str] | None) -> Path | None:
     """The file of a store: None is the one in the user's data folder, whose folder is made; ":memory:" gives None."""
     if path is None:
@@ -209,7 +250,8 @@ def _limits(given: Mapping[str, Any]) -> Limits:
 
 
 _OWN_OPTIONS = (
-    "path", "embedder", "generator", "reranker", "durability", "retention", "preset", "limits", "allow_remote"
+    "path", "key", "embedder", "generator", "reranker", "durability", "retention", "preset", "limits", "allow_remote",
+    "audit_key", "checkpoint", "audit_reads", "actor",
 )  # fmt: skip
 
 

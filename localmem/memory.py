@@ -6,12 +6,13 @@ import os
 import threading
 import time
 from collections.abc import Mapping
+from dataclasses import asdict, replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from localmem import embedders, inputs, store_check, store_vectors
-from localmem.config import RETENTIONS, Limits
+from localmem import embedders, inputs, store_check, store_vectors, store_verify
+from localmem.config import DURABILITIES, RETENTIONS, Limits
 from localmem.db import Database
 from localmem.errors import (
     ClosedError,
@@ -20,10 +21,14 @@ from localmem.errors import (
     InvalidTypeError,
     ScopeError,
 )
+from localmem.handle import narrowed, only_ids
 from localmem.ingest import Engine
+from localmem.keys import Key
+from localmem.purge import doubts
 from localmem.shapes import Results, Shape
 from localmem.store import Store
-from localmem.surface import Surface, narrowed, only_ids
+from localmem.store_audit import Checkpoint, Signer
+from localmem.surface import Surface
 from localmem.types import (
     Embedder,
     Generator,
@@ -45,19 +50,30 @@ class Memory(Surface):
     none comes with localmem. durability: "power" (survives a power cut) or "process" (survives kill -9). retention:
     which turns keep their words once they are extracted, "all", "evidence" (those that a memory was said in) or
     "none"; written into the file and carried out on what it holds, None is as it says. preset: "regulated" is
-    retention="evidence". clock: microseconds since 1970, for tests.
+    retention="evidence". key: encrypts the file, a passphrase or 32 bytes (LOCALMEM_KEY_FILE, LOCALMEM_KEY or
+    LOCALMEM_KEYCHAIN if not given). audit_key: signs the audit chain; in an encrypted file that does a key made
+    of the file's if none is given. checkpoint: a file to which each change appends how far the chain goes. audit_reads:
+    whether reads are entered too; a setting of the file, None is as it says. actor: who acts, for the chain.
+    erase_on_delete: what is deleted or asked to be forgotten through this Memory is purged at once. clock: microseconds
+    since 1970, for tests.
     """
 
     def __init__(
         self,
         path: str | os.PathLike[str] | None = None,
         *,
+        key: Key | str | bytes | None = None,
         embedder: Embedder | str | None = None,
         generator: str | os.PathLike[str] | Generator | None = None,
         reranker: Reranker | None = None,
         durability: str = "power",
         retention: str | None = None,
         preset: str | None = None,
+        audit_key: Key | str | bytes | None = None,
+        checkpoint: str | os.PathLike[str] | None = None,
+        audit_reads: bool | None = None,
+        actor: str | None = None,
+        erase_on_delete: bool = False,
         limits: Limits | None = None,
         allow_remote: bool = False,
         clock: Any = None,
@@ -79,21 +95,37 @@ class Memory(Surface):
             raise InvalidTypeError(f"clock must be a function without arguments, not {type(clock).__name__}")
         if not isinstance(allow_remote, bool):
             raise InvalidTypeError(f"allow_remote must be True or False, not {type(allow_remote).__name__}")
+        if not isinstance(erase_on_delete, bool):
+            raise InvalidTypeError(f"erase_on_delete must be True or False, not {type(erase_on_delete).__name__}")
+        self._erases = erase_on_delete
         self._closed = False
         self._generator: Generator | None = None
         self._generator_spec = (generator, allow_remote)
         self._generator_lock = threading.Lock()
         chosen = limits or Limits()
-        database = Database(inputs.store_path(path), durability=durability, lock_wait_s=chosen.lock_wait_s, vfs=vfs)
+        now = clock or _now
+        place = inputs.store_path(path)
+        signing, who, outside = inputs.audit_key(audit_key), inputs.actor(actor, chosen), inputs.checkpoint(checkpoint)
+        database = Database(
+            place,
+            key=None if place is None else inputs.store_key(key),
+            durability=durability,
+            lock_wait_s=chosen.lock_wait_s,
+            vfs=vfs,
+        )
         try:
             using = embedders.embedder_for(database, wanted)
-            store = Store(database, using)
+            signer = Signer(signing, database.derived("audit"), who)
+            mark = None if outside is None else Checkpoint(outside, durability == DURABILITIES[0])
+            store = Store(database, using, now=now(), signer=signer, checkpoint=mark)
             if wished is not None and wished != store.retention:
-                store.retain(wished, (clock or _now)())
+                store.retain(wished, now())
+            if audit_reads is not None and audit_reads != store.audits_reads:
+                store.audit_reads(audit_reads, now())
         except BaseException:
             database.close()
             raise
-        self._engine = Engine(store, using, self._open_generator, *_pair_models(), clock or _now, chosen, reranker)
+        self._engine = Engine(store, using, self._open_generator, *_pair_models(), now, chosen, reranker)
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any] | None = None, **options: Any) -> Self:
@@ -128,10 +160,51 @@ class Memory(Surface):
         run_id: str | None = None,
         session_id: str | None = None,
         read_only: bool = False,
+        purge: bool = False,
+        actor: str | None = None,
     ) -> BoundMemory:
-        """A handle with the same API that can't leave its scope. For everything that talks to a model or a network."""
+        """A handle with the same API that can't leave its scope. For everything that talks to a model or a network.
+
+        purge: whether it may erase for good. actor: who acts through it, for the audit chain.
+        """
         ids = {"user_id": user_id, "agent_id": agent_id, "run_id": run_id, "session_id": session_id}
-        return BoundMemory(self, self._scope(None, **ids), read_only=read_only)
+        return BoundMemory(self, self._scope(None, **ids), read_only=read_only, purge=purge, actor=actor)
+
+    @property
+    def audits_reads(self) -> bool:
+        """Whether reads are entered in the audit chain. A setting of the file."""
+        self._check_open()
+        return self._engine.store.audits_reads
+
+    def audit_reads(self, wanted: bool) -> None:
+        """Enter reads in the audit chain from now on, or no longer."""
+        self._check_open()
+        if not isinstance(wanted, bool):
+            raise InvalidTypeError(f"wanted must be True or False, not {type(wanted).__name__}")
+        if wanted != self._engine.store.audits_reads:
+            self._engine.store.audit_reads(wanted, self._engine.clock())
+
+    def verify_audit(self, checkpoint: str | os.PathLike[str] | None = None) -> Shape:
+        """Read the audit chain again: {"ok", "problems", "entries", "signed", "key_id", "key_given", "head", …}.
+
+        ``checkpoint``: the external file, if not the one that this Memory writes. What was cut off the end, and an
+        older copy of the file, are found with it alone. ``signed``: how many entries the key given vouches for;
+        without a key the chain is a checksum, which anybody could make anew.
+        """
+        self._check_open()
+        store = self._engine.store
+        with store.snapshot() as tx:
+            verdict = store_verify.verify(tx, store.signer, store.checkpoint_lines(inputs.checkpoint(checkpoint)))
+        return {"ok": not verdict.problems, **asdict(verdict)}
+
+    def verify_certificate(self, certificate: Mapping[str, Any]) -> Shape:
+        """Whether a purge's certificate is genuine: {"ok", "problems"}. Needs the key that signed the chain."""
+        self._check_open()
+        if not isinstance(certificate, Mapping):
+            raise InvalidTypeError(f"a certificate is a dict, not {type(certificate).__name__}")
+        with self._engine.store.snapshot() as tx:
+            problems = doubts(tx, self._engine.store.signer, certificate)
+        return {"ok": not problems, "problems": problems}
 
     def check(self) -> list[str]:
         """Broken invariants of the file as sentences; an empty list is a sound file."""
@@ -143,11 +216,14 @@ class Memory(Surface):
         files made before they were cut into passages get theirs."""
         self._check_open()
         store_vectors.reindex(self._engine.store, self._engine.embedder)
+        self._engine.store.enter("reindex", self._engine.clock())
 
     def reset(self) -> Shape:
         """Delete everything in the file, history included. There is no way back."""
         self._check_open()
-        return Results(message="Memory reset successfully!", deleted=self._engine.store.reset(), results=[])
+        return Results(
+            message="Memory reset successfully!", deleted=self._engine.store.reset(self._engine.clock()), results=[]
+        )
 
     def close(self) -> None:
         """Release the file and the model. Safe to call twice."""
@@ -190,16 +266,31 @@ class Memory(Surface):
 class BoundMemory(Surface):
     """A view of a Memory that can't leave its scope; made by ``Memory.bound()``. Closing it leaves the Memory open."""
 
-    def __init__(self, memory: Memory, within: Scope, *, read_only: bool) -> None:
+    def __init__(
+        self, memory: Memory, within: Scope, *, read_only: bool, purge: bool = False, actor: str | None = None
+    ) -> None:
         self._memory = memory
         self._engine = memory._engine
+        if actor is not None:
+            who = inputs.actor(actor, self._engine.limits)
+            self._engine = replace(self._engine, store=self._engine.store.acting_as(who))
         self._within = within
         self._may_write = not read_only
+        self._may_purge = purge and not read_only
+        self._erases = memory._erases
 
-    def bound(self, *, read_only: bool = False, **ids: Any) -> BoundMemory:
-        """A narrower handle."""
+    def bound(
+        self, *, read_only: bool = False, purge: bool = False, actor: str | None = None, **ids: Any
+    ) -> BoundMemory:
+        """A narrower handle, for the same actor unless another is named."""
         scope = narrowed(self._within or Scope(), only_ids(ids), self._engine.limits)
-        return BoundMemory(self._memory, scope, read_only=read_only or not self._may_write)
+        who = self._engine.store.signer.actor if actor is None else actor
+        may_not_write = read_only or not self._may_write
+        return BoundMemory(self._memory, scope, read_only=may_not_write, purge=purge and self._may_purge, actor=who)
+
+    def verify_audit(self, checkpoint: str | os.PathLike[str] | None = None) -> Shape:
+        """Not on a bound handle."""
+        raise ScopeError("verify_audit() reads the whole chain; call it on the Memory itself")
 
     def check(self) -> list[str]:
         """Not on a bound handle: it would tell about other owners."""

@@ -7,27 +7,29 @@ vectors made anew in store_vectors.py.
 from __future__ import annotations
 
 import contextlib
+import copy
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from localmem import rank, store_passages
 from localmem.db import Database, Tx, sql_file
-from localmem.errors import EmbedderMismatchError, NotFoundError
+from localmem.errors import EmbedderMismatchError, NotFoundError, StorageError
 from localmem.store_apply import (
     Changes,
     Plan,
     blob_of,
-    delete_fts,
-    insert_fts,
     new_id,
     owner_row,
     refuse_if_moved,
     refuse_if_targets_moved,
     to_json,
 )
+from localmem.store_audit import TEXTS_GONE, Checkpoint, Signer, Trail, count_texts, trail_of
 from localmem.store_matrix import Matrices
 from localmem.store_turns import drop_turns, retention_of
+from localmem.store_words import delete_fts, insert_fts
 from localmem.types import (
     JSON,
     Change,
@@ -61,12 +63,25 @@ class EpisodeRecord:
 class Store:
     """The write side of one localmem file. Every public method is one transaction."""
 
-    def __init__(self, db: Database, embedder: Embedder) -> None:
+    def __init__(
+        self,
+        db: Database,
+        embedder: Embedder,
+        *,
+        now: Instant,
+        signer: Signer | None = None,
+        checkpoint: Checkpoint | None = None,
+    ) -> None:
         self.db = db
+        self.signer = signer or Signer()
+        self._checkpoint = checkpoint
+        if checkpoint is not None:
+            checkpoint.touch()
         self.dim = embedder.dim
         self.matrices = Matrices(embedder.dim)
         self._embedder = identity(embedder)
         self._claim()
+        self._begin_audit(now)
 
     # ---------------------------------------------------------------- the file's embedder
 
@@ -100,6 +115,61 @@ class Store:
             yield tx
 
     @contextlib.contextmanager
+    def change(self, now: Instant) -> Iterator[tuple[Tx, Trail]]:
+        """One transaction whose entries in the audit chain land with it."""
+        with self.write() as tx:
+            trail = Trail(tx, self.signer, now)
+            yield tx, trail
+            trail.close()
+        if self._checkpoint is not None:
+            self._checkpoint.append(trail)
+
+    def checkpoint_lines(self, path: Path | None = None) -> list[str]:
+        """The lines of a checkpoint file, of the store's own if no other is named; StorageError without it."""
+        found = path or (self._checkpoint.path if self._checkpoint is not None else None)
+        if found is None:
+            return []
+        try:
+            return found.read_text("utf-8", errors="replace").splitlines()
+        except OSError as error:
+            raise StorageError(f"the checkpoint file {found} can't be read: {error.strerror}") from None
+
+    @property
+    def audits_reads(self) -> bool:
+        """Whether reads are entered in the audit chain. A setting of the file, for all who open it."""
+        with self.db.snapshot() as tx:
+            return settings_of(tx).get("audit_reads") == "1"
+
+    def audit_reads(self, wanted: bool, now: Instant) -> None:
+        """Enter reads from now on, or no longer."""
+        with self.change(now) as (tx, trail):
+            tx.execute("insert or replace into setting (name, value) values ('audit_reads', ?)", (str(int(wanted)),))
+            trail.add("audit_reads", detail={"on": wanted})
+
+    def enter(self, op: str, now: Instant, *, owner: str | None = None, seen: Sequence[str] = ()) -> None:
+        """An entry of its own in the audit chain, for what changes nothing: a read, an export. ``seen``: memory ids."""
+        with self.change(now) as (_, trail):
+            trail.add(op, owner=owner, detail={"seen": [trail.name(each) for each in seen]} if seen else None)
+
+    def acting_as(self, actor: str) -> Store:
+        """The same store, whose entries in the audit chain name this actor."""
+        other = copy.copy(self)
+        other.signer = replace(self.signer, actor=actor)
+        return other
+
+    def _begin_audit(self, now: Instant) -> None:
+        """Begin the chain of a new file, or of one from before there was one; take note of a key that is new to it."""
+        with self.db.snapshot() as tx:
+            settings = settings_of(tx)
+        known, own = settings.get("audit_key"), self.signer
+        if self.db.read_only or (
+            known is not None and (known or own.secret(bytes.fromhex(settings["file_id"])) is None)
+        ):
+            return
+        with self.db.write() as tx:  # another process may have been faster
+            trail_of(tx, own, now).close()
+
+    @contextlib.contextmanager
     def snapshot(self, *, fresh: bool = False) -> Iterator[Tx]:
         """One consistent view for several reads; raises as `write` does."""
         with self.db.snapshot(fresh=fresh) as tx:
@@ -122,8 +192,8 @@ class Store:
     ) -> EpisodeId:
         """Write the words down as ``pending`` before anything is made of them. One row of turn_vectors a message;
         ``passages`` of the long ones, by text."""
-        with self.write() as tx:
-            episode_id = _insert_episode(tx, scope, messages, event_at, now, "infer", metadata, expires_at)
+        with self.change(now) as (tx, trail):
+            episode_id = _insert_episode(tx, trail, scope, messages, event_at, now, "infer", metadata, expires_at)
             owner = owner_row(tx, scope)
             rows = tx.execute(
                 "select id, position, content, grams, role from message where episode_id = ? order by position",
@@ -142,13 +212,13 @@ class Store:
 
     def record_verbatim(self, plan: Plan, messages: Sequence[Message], now: Instant) -> tuple[EpisodeId, list[Change]]:
         """``infer=False``: the episode and one memory a message, in one transaction. Decision i is message i's."""
-        with self.write() as tx:
+        with self.change(now) as (tx, trail):
             episode_id = _insert_episode(
-                tx, plan.scope, messages, plan.event_at, now, "verbatim", plan.metadata or {}, plan.expires_at
+                tx, trail, plan.scope, messages, plan.event_at, now, "verbatim", plan.metadata or {}, plan.expires_at
             )
-            done = Changes(tx, plan, now, episode_id).run()
+            done = Changes(tx, trail, plan, now, episode_id).run()
             tx.execute("update episode set state = 'done' where id = ?", (episode_id,))
-            drop_turns(tx, now, episode_id)
+            drop_turns(tx, trail, now, episode_id)
             return episode_id, done
 
     def episode_failed(self, episode_id: EpisodeId, error: str) -> None:
@@ -169,9 +239,10 @@ class Store:
 
     def retain(self, retention: str, now: Instant) -> int:
         """Set the file's retention; how many turns of earlier episodes it took the words of. There is no way back."""
-        with self.write() as tx:
+        with self.change(now) as (tx, trail):
             tx.execute("insert or replace into setting (name, value) values ('retention', ?)", (retention,))
-            return drop_turns(tx, now)
+            trail.add("retention", detail={"retention": retention})
+            return drop_turns(tx, trail, now)
 
     # ---------------------------------------------------------------- change
 
@@ -182,23 +253,24 @@ class Store:
         changed after ``plan.snapshot`` in a way that touches these decisions, NotFoundError for an unknown target
         of a manual change.
         """
-        with self.write() as tx:
+        with self.change(now) as (tx, trail):
             if plan.episode_id is not None and _episode_state(tx, plan.episode_id) != "pending":
                 return None
             if plan.guard_targets:
                 refuse_if_targets_moved(tx, plan)
             if plan.snapshot is not None:
                 refuse_if_moved(tx, plan)
-            changes = Changes(tx, plan, now, plan.episode_id).run()
+            changes = Changes(tx, trail, plan, now, plan.episode_id).run()
             if plan.episode_id is not None and plan.finish:
                 _finish_episode(tx, plan.episode_id)
-                drop_turns(tx, now, plan.episode_id)
+                drop_turns(tx, trail, now, plan.episode_id)
             return tuple(changes)
 
-    def reset(self) -> int:
-        """Delete everything in the file, history included; returns how many memories there were."""
-        with self.write() as tx:
+    def reset(self, now: Instant) -> int:
+        """Delete everything in the file but the audit chain, history included; returns how many memories there were."""
+        with self.change(now) as (tx, trail):
             (count,) = tx.execute("select count(*) from memory").fetchone()
+            trail.add("reset", detail={"memories": count, TEXTS_GONE: count_texts(tx)})
             tx.execute("delete from memory_vec")
             tx.execute("delete from turn_vec")
             tx.execute("delete from passage")
@@ -230,6 +302,7 @@ def _described(settings: Mapping[str, str]) -> str:
 
 def _insert_episode(
     tx: Tx,
+    trail: Trail,
     scope: Scope,
     messages: Sequence[Message],
     event_at: Instant,
@@ -257,9 +330,17 @@ def _insert_episode(
         ),
     )
     tx.executemany(
-        "insert into message (episode_id, position, role, name, content, grams) values (?, ?, ?, ?, ?, ?)",
+        "insert into message (episode_id, position, role, name, content, grams, salt) values (?, ?, ?, ?, ?, ?, ?)",
         [
-            (episode_id, i, m.role, m.name, m.content, rank.grams(m.content) if mode == "infer" else None)
+            (
+                episode_id,
+                i,
+                m.role,
+                m.name,
+                m.content,
+                rank.grams(m.content) if mode == "infer" else None,
+                trail.text("turn", m.content, owner=scope.owner, subject=episode_id, number=i),
+            )
             for i, m in enumerate(messages)
         ],
     )

@@ -12,8 +12,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from localmem import rank, store_passages
+from localmem import store_forgetting as forgetting
 from localmem.db import Tx
 from localmem.errors import ConflictError, NotFoundError
+from localmem.store_audit import Trail
+from localmem.store_words import delete_fts, insert_fts
 from localmem.types import (
     FOREVER,
     JSON,
@@ -35,6 +38,7 @@ if TYPE_CHECKING:
 USER_REQUEST = "user_request"  # tombstone reason: the person asked to forget it
 FORGET = "forget"  # guard of a forget request's decision: its text repeats words that are being taken back
 RETRACTION = "retraction"  # reason of the unseen tombstone that an ending leaves of what was not known
+_REASONS = (USER_REQUEST, RETRACTION, "manual", "model")  # of deletions, as the audit chain names them
 
 
 class OwnerMovedError(ConflictError):
@@ -87,11 +91,12 @@ def to_json(value: JSON) -> str:
 class Changes:
     """One run over a plan's decisions inside an open write transaction."""
 
-    def __init__(self, tx: Tx, plan: Plan, now: Instant, episode_id: EpisodeId | None) -> None:
-        self.tx, self.plan, self.now, self.episode_id = tx, plan, now, episode_id
+    def __init__(self, tx: Tx, trail: Trail, plan: Plan, now: Instant, episode_id: EpisodeId | None) -> None:
+        self.tx, self.trail, self.plan, self.now, self.episode_id = tx, trail, plan, now, episode_id
         self.owner = owner_row(tx, plan.scope)
         self.messages = _message_ids(tx, episode_id)
         self.changed: set[int] = set()  # owners
+        self._tokens: dict[int, str] = {}  # of owners, by their id
 
     def run(self) -> list[Change]:
         changes: list[Change] = []
@@ -154,11 +159,12 @@ class Changes:
                 version_id,
             ),
         )
-        self._insert_version(memory_id, version_id, 1, text, fact, None, None, log_id)
+        self._insert_version("add", memory_id, version_id, 1, text, fact, None, None, log_id)
         return memory_id
 
     def _insert_version(
         self,
+        op: str,
         memory_id: MemoryId,
         version_id: int,
         number: int,
@@ -172,9 +178,12 @@ class Changes:
         """One version with its vector, words, mentions and evidence. It is live unless superseded_at is given."""
         grams = rank.grams(text)
         vector = vector or blob_of(self.plan.vectors[text])
+        row = _memory_row(self.tx, memory_id)
+        reason = {"reason": self.plan.reason}
+        salt = self.trail.text(op, text, **self._named(row), number=number, decision_id=log_id, detail=reason)
         self.tx.execute(
             "insert into version (id, memory_id, number, text, hash, grams, words, valid_from, valid_to, "
-            "recorded_at, superseded_at, reason, decision_id) values (?,?,?,?,?,?,?,?,?,?,?,?,?)",
+            "recorded_at, superseded_at, reason, decision_id, salt) values (?,?,?,?,?,?,?,?,?,?,?,?,?,?)",
             (
                 version_id,
                 memory_id,
@@ -189,9 +198,9 @@ class Changes:
                 superseded_at,
                 self.plan.reason,
                 log_id,
+                salt,
             ),
         )
-        row = _memory_row(self.tx, memory_id)
         live = superseded_at is None
         self.tx.execute(
             "insert into memory_vec (rowid, embedding, owner_id, live, valid_from, valid_to, expires_at, agent, run) "
@@ -248,7 +257,7 @@ class Changes:
         self.tx.execute("update memory set head = ? where id = ?", (version_id, row.id))
         if self.plan.metadata is not None and self.plan.reason == "manual":
             self.tx.execute("update memory set metadata = ? where id = ?", (to_json(dict(self.plan.metadata)), row.id))
-        self._insert_version(row.id, version_id, number, text, fact, None, None, log_id)
+        self._insert_version("update", row.id, version_id, number, text, fact, None, None, log_id)
         _clear_contested(self.tx, row.id)
         return Change(Op.UPDATE, row.id, text, row.text, number, reason or self.plan.reason)
 
@@ -268,7 +277,9 @@ class Changes:
         if event_at > row.valid_from:
             version_id, number = self._next_version(row.id)
             earlier = Fact(text=row.text, event_at=row.valid_from)
-            self._insert_version(row.id, version_id, number, row.text, earlier, event_at, self.now, log_id, vector)
+            self._insert_version(
+                "earlier", row.id, version_id, number, row.text, earlier, event_at, self.now, log_id, vector
+            )
             store_passages.copy(self.tx, row.head, version_id)
         self._begin_head(row, again)
 
@@ -296,7 +307,7 @@ class Changes:
         if before is not None:
             self.tx.execute("update version set valid_to = ? where id = ?", (fact.event_at, before[0]))
             self.tx.execute("update memory_vec set valid_to = ? where rowid = ?", (fact.event_at, before[0]))
-        self._insert_version(row.id, version_id, number, text, fact, valid_to, self.now, log_id)
+        self._insert_version("earlier", row.id, version_id, number, text, fact, valid_to, self.now, log_id)
         return Change(Op.NOOP, row.id, row.text, text, number, "older than the current version: kept as an earlier one")
 
     # -- DELETE
@@ -305,7 +316,8 @@ class Changes:
         row = self._row(memory_id)
         if row.deleted_at is not None and reason == USER_REQUEST and row.delete_reason != USER_REQUEST:
             self.tx.execute("update memory set delete_reason = ? where id = ?", (USER_REQUEST, row.id))
-            self._suppress_memory(row.id)
+            forgetting.suppress_memory(self.tx, self.now, row.id)
+            self.trail.add("delete", **self._named(row), decision_id=log_id, detail={"reason": USER_REQUEST})
             self.changed.add(row.owner_id)
             return Change(Op.DELETE, row.id, row.text, row.text, row.number, USER_REQUEST)
         if row.deleted_at is not None:
@@ -322,7 +334,7 @@ class Changes:
         self._evidence(row.head, fact, "confirm")
         _clear_contested(self.tx, row.id)
         if why == USER_REQUEST:
-            self._suppress_memory(row.id)
+            forgetting.suppress_memory(self.tx, self.now, row.id)
         return Change(Op.DELETE, row.id, row.text, row.text, row.number, why)
 
     def _bury(self, memory_id: MemoryId, event_at: Instant, why: str, log_id: int | None) -> None:
@@ -331,6 +343,8 @@ class Changes:
             "where id = ?",
             (self.now, event_at, why, log_id, memory_id),
         )
+        reason = why if why in _REASONS else "merged"  # which would name another memory
+        self.trail.add("delete", **self._named(self._row(memory_id)), decision_id=log_id, detail={"reason": reason})
 
     def _retire(self, row: _Row, *, valid_to: Instant) -> None:
         """The head stops being searchable as current; its text and vector stay for history."""
@@ -363,6 +377,7 @@ class Changes:
             version_id, number = self._next_version(row.id)
             return [self._insert_earlier(row, version_id, number, fact.text, fact, log_id)]
         self._evidence(row.head, fact, "confirm")
+        self.trail.add("confirm", **self._named(row), decision_id=log_id)
         self.tx.execute(
             "update memory set confirmed_at = max(coalesce(confirmed_at, 0), ?) where id = ?", (fact.event_at, row.id)
         )
@@ -405,66 +420,17 @@ class Changes:
 
     def _suppress(self) -> None:
         for episode_id, position in self.plan.suppress:
+            self.trail.add("suppress", owner=self.plan.scope.owner, subject=episode_id)
             row = self.tx.execute(
                 "select id from message where episode_id = ? and position = ?", (episode_id, position)
             ).fetchone()
             if row is not None:
-                self._suppress_message(row[0])
-
-    def _suppress_message(self, message_id: int) -> None:
-        """Take the words out of every search layer, later prompt and decision log; they wait for purge.
-
-        The assistant's answers in the same exchange repeat them, so they go as well.
-        """
-        echoes = self.tx.execute(
-            "select e.id from message t join message e on e.episode_id = t.episode_id and e.position > t.position "
-            "where t.id = ? and t.role = 'user' and e.role = 'assistant' and e.suppressed_at is null",
-            (message_id,),
-        ).fetchall()
-        for (each,) in [(message_id,), *echoes]:
-            self._suppress_one(each)
-
-    def _suppress_one(self, message_id: int) -> None:
-        indexed = self.tx.execute("select owner, text, grams from turn_words where id = ?", (message_id,)).fetchone()
-        if indexed is not None:
-            delete_fts(self.tx, "turn_fts", message_id, *indexed)
-            store_passages.forget(self.tx, store_passages.TURNS, [message_id])
-        self.tx.execute(
-            "update message set suppressed_at = ? where id = ? and suppressed_at is null", (self.now, message_id)
-        )
-        self.tx.execute(
-            "update decision set suppressed = 1 where id in (select d.id from message t join decision d "
-            "on d.episode_id = t.episode_id and (d.message is null or d.message = t.position) where t.id = ?)",
-            (message_id,),
-        )
-
-    def _suppress_memory(self, memory_id: MemoryId) -> None:
-        rows = self.tx.execute(
-            "select v.id, w.owner, w.text, w.grams from version v join memory_words w on w.id = v.id "
-            "where v.memory_id = ?",
-            (memory_id,),
-        ).fetchall()
-        for version_id, owner, text, grams in rows:
-            delete_fts(self.tx, "memory_fts", version_id, owner, text, grams)
-        its = self.tx.execute("select id from version where memory_id = ?", (memory_id,)).fetchall()
-        store_passages.forget(self.tx, store_passages.MEMORIES, [version_id for (version_id,) in its])
-        self.tx.execute("update version set suppressed = 1 where memory_id = ?", (memory_id,))
-        self.tx.executemany("delete from mention where version_id = ?", its)
-        self.tx.execute(
-            "update decision set suppressed = 1 where owner_id = (select owner_id from memory where id = ?1) "
-            "and exists (select 1 from json_each(targets) where value = ?1)",
-            (memory_id,),
-        )
-        for (message_id,) in self.tx.execute(
-            "select distinct e.message_id from evidence e join version v on v.id = e.version_id where v.memory_id = ?",
-            (memory_id,),
-        ).fetchall():
-            self._suppress_message(message_id)
+                forgetting.suppress_message(self.tx, self.now, row[0])
 
     def _taken_back(self, row: _Row, fact: Fact) -> Change:
         """Said before its author asked to forget it, heard after: it goes the same way at once."""
         if fact.span is not None and fact.span.message in self.messages:
-            self._suppress_message(self.messages[fact.span.message])
+            forgetting.suppress_message(self.tx, self.now, self.messages[fact.span.message])
         return Change(Op.NOOP, row.id, "", reason="taken back by its author")
 
     # -- shared
@@ -477,6 +443,13 @@ class Changes:
             "values (?, ?, ?, ?, ?, ?)",
             (version_id, self.messages[fact.span.message], fact.span.start, fact.span.end, kind, fact.event_at),
         )
+
+    def _named(self, row: _Row) -> dict[str, Any]:
+        """Whose a memory is and which, as an entry of the audit chain is told."""
+        if row.owner_id not in self._tokens:
+            [(token,)] = self.tx.execute("select token from owner where id = ?", (row.owner_id,)).fetchall()
+            self._tokens[row.owner_id] = token
+        return {"owner": self._tokens[row.owner_id], "subject": row.id}
 
     def _row(self, memory_id: MemoryId) -> _Row:
         return _memory_row(self.tx, memory_id)
@@ -564,18 +537,6 @@ def _message_ids(tx: Tx, episode_id: EpisodeId | None) -> dict[int, int]:
     if episode_id is None:
         return {}
     return dict(tx.execute("select position, id from message where episode_id = ?", (episode_id,)).fetchall())
-
-
-def insert_fts(tx: Tx, table: str, rowid: int, owner: str, text: str, grams: str | None) -> None:
-    tx.execute(f"insert into {table} (rowid, owner, text, grams) values (?, ?, ?, ?)", (rowid, owner, text, grams))
-
-
-def delete_fts(tx: Tx, table: str, rowid: int, owner: str, text: str, grams: str | None) -> None:
-    """An external-content index forgets a row only when told its old columns exactly."""
-    tx.execute(
-        f"insert into {table} ({table}, rowid, owner, text, grams) values ('delete', ?, ?, ?, ?)",
-        (rowid, owner, text, grams),
-    )
 
 
 def contest(tx: Tx, one: MemoryId, other: MemoryId, log_id: int | None) -> None:

@@ -10,11 +10,13 @@ from typing import TYPE_CHECKING, Any
 from localmem import rank, store_passages, store_pools
 from localmem.config import RETENTIONS
 from localmem.filters import Condition
-from localmem.store_apply import delete_fts
+from localmem.store_audit import TEXTS_GONE
+from localmem.store_words import delete_fts
 from localmem.types import Scope, TurnRecord
 
 if TYPE_CHECKING:
     from localmem.db import Tx
+    from localmem.store_audit import Trail
     from localmem.store_pools import Reach
     from localmem.types import EpisodeId, Instant, Vector
 
@@ -158,7 +160,7 @@ def retention_of(tx: Tx) -> str:
     return RETENTIONS[0] if row is None else str(row[0])
 
 
-def drop_turns(tx: Tx, now: Instant, episode_id: EpisodeId | None = None) -> int:
+def drop_turns(tx: Tx, trail: Trail, now: Instant, episode_id: EpisodeId | None = None) -> int:
     """Take the words of finished turns out of the file as its retention says; how many turns it took them of.
 
     Of one episode, or of all. "evidence" keeps the turns that some version was said in. Their places stay, so that
@@ -186,5 +188,9 @@ def drop_turns(tx: Tx, now: Instant, episode_id: EpisodeId | None = None) -> int
         "join decision d on d.episode_id = t.episode_id and d.message = t.position)",
         (ids,),
     )
-    tx.execute(f"update message set content = '', grams = null, dropped_at = ? where id {these}", (now, ids))
+    tx.execute(
+        f"update message set content = '', grams = null, salt = null, dropped_at = ? where id {these}", (now, ids)
+    )
+    if rows:
+        trail.add("drop", detail={"retention": retention, TEXTS_GONE: len(rows)})
     return len(rows)

@@ -116,11 +116,17 @@ def _empty_tables(tx: Tx, dim: int) -> None:
 # -------------------------------------------------------------------- another embedder
 
 
-def reembed(db: Database, embedder: Embedder, progress: Callable[[int, int], None]) -> dict[str, int]:
+def reembed(
+    db: Database,
+    embedder: Embedder,
+    progress: Callable[[int, int], None],
+    switched: Callable[[Tx], None] = lambda tx: None,
+) -> dict[str, int]:
     """Make every vector anew with this embedder and switch to it; how many of each table this call made.
 
     The vectors stand aside until the last is there: until then the file works as before, and a call that was cut off
-    is taken up where it ended. ``progress`` gets (vectors there, vectors wanted). Nothing is made where the file holds
+    is taken up where it ended. ``progress`` gets (vectors there, vectors wanted), ``switched`` the transaction of the
+    switch. Nothing is made where the file holds
     this embedder's vectors already. ConflictError: another call began to make those of another embedder.
     """
     wanted, made = identity(embedder), dict.fromkeys(_TEXTS, 0)
@@ -144,6 +150,7 @@ def reembed(db: Database, embedder: Embedder, progress: Callable[[int, int], Non
             if not any(_missing(tx, table) for table in _TEXTS):
                 progress(*_counts(tx))
                 _switch(tx, wanted)
+                switched(tx)
 
 
 def _switched(tx: Tx, wanted: Mapping[str, str]) -> bool:

@@ -4,48 +4,40 @@ from __future__ import annotations
 
 import random
 import time
-from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from localmem import inputs, shapes, store_pools, store_read
 from localmem.config import Limits
+from localmem.custody import Custody
 from localmem.dates import to_iso
 from localmem.errors import (
     ConflictError,
     InvalidInputError,
     InvalidTypeError,
-    NotFoundError,
     ScopeError,
 )
-from localmem.filters import Condition, compile_filters, split_scope
-from localmem.ingest import Engine, remember, resume, store_verbatim
-from localmem.search import INCLUDES, Question, context, search
+from localmem.handle import only_ids, unknown
+from localmem.ingest import remember, resume, store_verbatim
+from localmem.search import context
 from localmem.shapes import Results, Shape
 from localmem.store_apply import OwnerMovedError, Plan, neighbour_of, stated
 from localmem.store_passages import later_passages
+from localmem.store_purge import Selection
 from localmem.types import (
     Change,
     Decision,
-    Hit,
     Instant,
     MemoryRecord,
     Op,
-    Scope,
 )
 
 if TYPE_CHECKING:
     from localmem.types import Vector, Vectors
 
-_IDS = ("user_id", "agent_id", "run_id", "session_id")
 
-
-class Surface(ABC):
-    """One file as seen from a scope. ``_within`` is the scope a handle can't leave."""
-
-    _engine: Engine
-    _within: Scope | None = None
-    _may_write: bool = True
+class Surface(Custody):
+    """add, search and all that goes with them."""
 
     # ---------------------------------------------------------------- writing
 
@@ -87,6 +79,7 @@ class Surface(ABC):
             expires_at=inputs.instant(expires_at, "expires_at"),
         )
         told = [shapes.change_dict(change) for change in added.changes if change.event is not Op.NOOP]
+        self._erase_forgotten(scope, added.changes)
         return Results(results=told, episode_id=added.episode_id)
 
     def update(
@@ -116,12 +109,15 @@ class Surface(ABC):
         return Results(message="Memory updated successfully!", results=[shapes.change_dict(c) for c in changes])
 
     def delete(self, memory_id: str) -> Shape:
-        """Take a memory out of use. It leaves search at once and stays in history until purged.
+        """Take a memory out of use. It leaves search at once and stays in history until purged, at once with
+        erase_on_delete; purge(memory_id=…) erases it.
 
         Raises NotFoundError for an unknown or already deleted id.
         """
         changes = self._by_hand(memory_id, Op.DELETE, "", None, None)
-        return Results(message="Memory deleted successfully!", results=[shapes.change_dict(c) for c in changes])
+        erased = self._purge(Selection(memories=tuple(c.id for c in changes if c.id))) if self._erases else None
+        told = {} if erased is None else {"purge": erased}
+        return Results(message="Memory deleted successfully!", results=[shapes.change_dict(c) for c in changes], **told)
 
     def delete_all(
         self,
@@ -131,7 +127,10 @@ class Surface(ABC):
         run_id: str | None = None,
         session_id: str | None = None,
     ) -> Shape:
-        """Delete every memory of a scope. The scope must be named; reset() empties the whole file."""
+        """Delete every memory of a scope. The scope must be named; reset() empties the whole file.
+
+        As in mem0 this takes them out of use: their words stay in the history. purge() of the same scope erases them.
+        """
         scope = self._writable(user_id=user_id, agent_id=agent_id, run_id=run_id, session_id=session_id)
         now = self._engine.clock()
         with self._engine.store.snapshot() as tx:
@@ -141,7 +140,10 @@ class Surface(ABC):
         plan = Plan(scope, (decision,), {}, "manual", now)
         changes = self._engine.store.apply(plan, now) if targets else ()
         deleted = sum(change.event is Op.DELETE for change in changes or ())
-        return Results(message="Memories deleted successfully!", deleted=deleted, results=[])
+        told: Shape = {"hint": "the words stay in the file's history; purge() of the same scope erases them"}
+        if self._erases:
+            told = {"purge": self._purge(Selection(scope))}
+        return Results(message="Memories deleted successfully!", deleted=deleted, results=[], **told)
 
     def resume(
         self,
@@ -154,15 +156,19 @@ class Surface(ABC):
     ) -> Results:
         """Finish what a failure left pending, in event order; each episode exactly once.
 
-        Without ids: the whole file (a bound handle: its scope). limit: at most that many episodes, all if not given.
-        Returns the changes and ``episodes``, the number finished.
+        Without ids: the whole file (a bound handle: its scope). limit: at most that many episodes; without ids and a
+        limit all of them, and first the purges that are incomplete. Returns the changes, ``episodes`` and ``purges``,
+        the numbers finished.
         """
         ids = {"user_id": user_id, "agent_id": agent_id, "run_id": run_id, "session_id": session_id}
         scope = self._writable(**ids) if any(ids.values()) or self._within else None
         most = None if limit is None else inputs.limit(limit, "limit", self._engine.limits)
+        purges = self.finish_purges() if scope is None and limit is None else []
         done = resume(self._engine, scope, most)
         told = [shapes.change_dict(c) for added in done for c in added.changes if c.event is not Op.NOOP]
-        return Results(results=told, episodes=len(done))
+        self._erase_forgotten(scope, [change for added in done for change in added.changes])
+        complete = sum(each["complete"] for each in purges)
+        return Results(results=told, episodes=len(done), purges=complete)
 
     # ---------------------------------------------------------------- reading
 
@@ -204,6 +210,7 @@ class Surface(ABC):
             explain=explain,
         )
         hits = self._search(question)
+        self._shown("search", question.scope, [hit.shown for hit in hits])
         return Results(results=[shapes.hit_dict(hit, explain=explain) for hit in hits])
 
     def context(
@@ -226,14 +233,19 @@ class Surface(ABC):
         scope = self._scope(filters, user_id=user_id, agent_id=agent_id, run_id=run_id, session_id=session_id)
         tokens = inputs.limit(max_tokens, "max_tokens", Limits(result_limit_max=10**9))
         question = self._question(query, scope, limit=limit, filters=filters, threshold=threshold)
-        return context(self._search(question), max_tokens=tokens)
+        hits = self._search(question)
+        self._shown("context", scope, [hit.shown for hit in hits])
+        return context(hits, max_tokens=tokens)
 
     def get(self, memory_id: str) -> Shape | None:
         """One memory, or None when the id is unknown or deleted."""
         self._check_open()
         with self._engine.store.snapshot() as tx:
             record = store_read.get(tx, inputs.memory_id(memory_id))
-        return None if record is None or not self._is_mine(record.scope) else shapes.record_dict(record)
+        if record is None or not self._is_mine(record.scope):
+            return None
+        self._shown("get", record.scope, [record.id])
+        return shapes.record_dict(record)
 
     def get_all(
         self,
@@ -261,6 +273,7 @@ class Surface(ABC):
         with self._engine.store.snapshot() as tx:
             within = store_pools.reach(tx, scope, self._engine.clock(), **options)
             found = [] if within is None else store_read.list_all(tx, within, wanted)
+        self._shown("get_all", scope, [record.id for record in found])
         return Results(results=[shapes.record_dict(record) for record in found])
 
     def history(self, memory_id: str) -> list[Shape]:
@@ -270,8 +283,10 @@ class Surface(ABC):
         with self._engine.store.snapshot() as tx:
             scope = store_read.scope_of(tx, wanted)
             if scope is None or not self._is_mine(scope):
-                raise _unknown(wanted)
-            return [shapes.version_dict(version) for version in store_read.history(tx, wanted)]
+                raise unknown(wanted)
+            found = store_read.history(tx, wanted)
+        self._shown("history", scope, [wanted])
+        return [shapes.version_dict(version) for version in found]
 
     def all_versions(self, **ids: Any) -> list[Shape]:
         """Superseded and deleted versions of a scope, oldest first; what its author took back is not among them."""
@@ -279,6 +294,7 @@ class Surface(ABC):
         with self._engine.store.snapshot() as tx:
             within = store_pools.reach(tx, scope, self._engine.clock())
             found = store_read.past_versions(tx, within) if within else []
+        self._shown("all_versions", scope, list(dict.fromkeys(record.id for record in found)))
         return [shapes.record_dict(record) for record in found]
 
     def decisions(
@@ -297,6 +313,7 @@ class Surface(ABC):
             limit = inputs.limit(limit, "limit", self._engine.limits)
         with self._engine.store.snapshot() as tx:
             found = store_read.decisions(tx, scope, episode_id=episode_id, unsupported=unsupported, limit=limit)
+        self._shown("decisions", scope, [])
         return [shapes.decision_dict(decision) for decision in found]
 
     def pending(self, **ids: Any) -> list[Shape]:
@@ -329,61 +346,10 @@ class Surface(ABC):
         with self._engine.store.snapshot() as tx:
             within = store_pools.reach(tx, scope, self._engine.clock())
             found = store_read.contested(tx, within) if within else []
+        self._shown("contested", scope, [record.id for record in found])
         return Results(results=[shapes.record_dict(record) for record in found])
 
     # ---------------------------------------------------------------- inside
-
-    def _question(self, query: Any, scope: Scope, **options: Any) -> Question:
-        limits = self._engine.limits
-        if not isinstance(query, str):
-            raise InvalidTypeError(f"query must be a str, not {type(query).__name__}")
-        if len(query) > limits.query_chars_max:
-            raise InvalidInputError(
-                f"query has {len(query):,} characters, the limit is {limits.query_chars_max:,} (Limits.query_chars_max)"
-            )
-        include = options.get("include", "pending")
-        if include not in INCLUDES:
-            raise InvalidInputError(f"include must be one of {', '.join(INCLUDES)}, not {include!r:.40}")
-        now = inputs.instant(options.get("reference_date"), "reference_date")
-        return Question(
-            text=inputs.clean_text(query, "query", bytes_max=limits.query_chars_max * 4, limit="query_chars_max"),
-            scope=scope,
-            limit=inputs.limit(options.get("limit", 10), "limit", limits),
-            now=self._engine.clock() if now is None else now,
-            include=include,
-            threshold=inputs.threshold(options.get("threshold")),
-            filters=self._condition(options.get("filters")),
-            as_of=inputs.instant(options.get("as_of"), "as_of"),
-            known_at=inputs.instant(options.get("known_at"), "known_at"),
-            explain=bool(options.get("explain")),
-        )
-
-    def _search(self, question: Question) -> list[Hit]:
-        engine = self._engine
-        return search(engine.store, engine.embedder, question, engine.reranker) if question.limit else []
-
-    def _condition(self, filters: Mapping[str, Any] | None) -> Condition:
-        _, rest = split_scope(filters)
-        return compile_filters(rest, nodes_max=self._engine.limits.filter_nodes_max) if rest else Condition()
-
-    def _scope(self, filters: Mapping[str, Any] | None, **ids: Any) -> Scope:
-        """The scope of a call: ids given at the top or inside filters, held within the handle's own scope."""
-        self._check_open()
-        in_filters, _ = split_scope(filters)
-        given = {name: ids.get(name) for name in _IDS}
-        for name, value in in_filters.items():
-            given[name] = inputs.one_of(given[name], value, name, f"filters.{name}", None)
-        if self._within is None:
-            return inputs.scope(given, self._engine.limits)
-        return narrowed(self._within, given, self._engine.limits)
-
-    def _writable(self, **ids: Any) -> Scope:
-        if not self._may_write:
-            raise ScopeError("this handle is read-only")
-        return self._scope(None, **ids)
-
-    def _is_mine(self, scope: Scope) -> bool:
-        return self._within is None or store_pools.matches(self._within, scope)
 
     def _mine(self, memory_id: Any) -> MemoryRecord:
         """The head of a memory that is to be changed; a foreign id is answered exactly like an unknown one."""
@@ -394,7 +360,7 @@ class Surface(ABC):
         with self._engine.store.snapshot() as tx:
             record = store_read.get(tx, wanted)
         if record is None or not self._is_mine(record.scope):
-            raise _unknown(wanted)
+            raise unknown(wanted)
         return record
 
     def _by_hand(
@@ -427,32 +393,3 @@ class Surface(ABC):
                 if time.monotonic() > deadline:
                     raise ConflictError(f"memory {record.id} kept changing; nothing was written, try again") from None
                 time.sleep(random.uniform(0, 0.005))
-
-    @abstractmethod
-    def _check_open(self) -> None:
-        """Raise ClosedError once the Memory is closed."""
-
-
-# -------------------------------------------------------------------- scopes
-
-
-def narrowed(within: Scope, given: Mapping[str, Any], limits: Limits) -> Scope:
-    """The handle's scope, perhaps narrowed by further ids; another value of a fixed id is refused."""
-    run = inputs.one_of(given.get("run_id"), given.get("session_id"), "run_id", "session_id", None)
-    asked = {"user_id": given.get("user_id"), "agent_id": given.get("agent_id"), "run_id": run}
-    fixed = {"user_id": within.user_id, "agent_id": within.agent_id, "run_id": within.run_id}
-    for name, value in asked.items():
-        if value is not None and fixed[name] is not None and inputs.identifier(value, name, limits) != fixed[name]:
-            raise ScopeError(f"this handle is bound to one {name}; another one was given")
-    return inputs.scope({name: fixed[name] or asked[name] for name in fixed}, limits)
-
-
-def only_ids(ids: Mapping[str, Any]) -> dict[str, Any]:
-    unknown = set(ids) - set(_IDS)
-    if unknown:
-        raise InvalidTypeError(f"unknown argument {sorted(unknown)[0]!r}; the ids are {', '.join(_IDS)}")
-    return dict(ids)
-
-
-def _unknown(memory_id: str) -> NotFoundError:
-    return NotFoundError(f"no memory has the id {memory_id!r:.60}")

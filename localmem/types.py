@@ -232,6 +232,13 @@ class Hit:
     signals: Mapping[str, float] = field(default_factory=dict)
     sources: tuple[tuple[EpisodeId, int], ...] = ()  # of a record: the turns it was said in, by episode and position
 
+    @property
+    def shown(self) -> str:
+        """The id of the memory, or of the raw turn's episode."""
+        if self.record is not None:
+            return self.record.id
+        return "" if self.turn is None else self.turn.episode_id
+
 
 @dataclass(frozen=True, slots=True)
 class TurnRecord:

@@ -38,7 +38,8 @@ def pytest_configure(config: pytest.Config) -> None:
         home = tempfile.TemporaryDirectory(prefix="localmem-tests-")
         config.add_cleanup(home.cleanup)
         os.environ["LOCALMEM_HOME"] = home.name
-    os.environ.pop("LOCALMEM_GENERATOR", None)
+    for name in ("GENERATOR", "KEY", "KEY_FILE", "KEYCHAIN", "AUDIT_KEY_FILE", "CHECKPOINT", "ACTOR"):
+        os.environ.pop(f"LOCALMEM_{name}", None)
 
 
 @pytest.fixture
@@ -74,6 +75,7 @@ def open_memory(tmp_path: Path, clock: FixedClock) -> Iterator[Opener]:
     """
     opened: list[tuple[Memory, bool]] = []
     paths: dict[Path, Any] = {}
+    keys: dict[Path, Any] = {}
 
     def opener(name: str = "memory.db", *, sound: bool = True, **options: Any) -> Memory:
         path: Any = name if name == ":memory:" else tmp_path / name
@@ -82,17 +84,22 @@ def open_memory(tmp_path: Path, clock: FixedClock) -> Iterator[Opener]:
         opened.append((memory, sound))
         if memory.path is not None and sound:
             paths[memory.path] = options["embedder"]
+            keys[memory.path] = {name: options[name] for name in ("key", "audit_key") if name in options}
         return memory
 
     yield opener
     for memory, sound in opened:
         if memory.path is None and sound and not memory._closed:
             assert memory.check() == []
+            assert memory.verify_audit()["problems"] == []
         memory.close()
     for path, embedder in paths.items():
         if path.exists():
-            with Memory(path, embedder=embedder, generator=ScriptedGenerator(), limits=Limits()) as memory:
+            with Memory(
+                path, embedder=embedder, generator=ScriptedGenerator(), limits=Limits(), **keys[path]
+            ) as memory:
                 assert memory.check() == []
+                assert memory.verify_audit()["problems"] == []
 
 
 @pytest.fixture

@@ -126,6 +126,10 @@ class FaultVFS(apsw.VFS):
         self._image = self._after_cut(kind)
         self.dead = True
 
+    def adopt(self, path: Path) -> None:
+        """A rename, of which SQLite knows nothing, has put this file in its place, and the folder was synced."""
+        self._shadows[str(path)] = _Shadow(path.read_bytes())
+
     def reboot(self) -> None:
         """Put back on the disk what the death left, as new files (an old connection can no longer touch them).
 

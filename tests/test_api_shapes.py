@@ -377,7 +377,8 @@ def test_from_config_of_nonsense(config: Any) -> None:
 
 
 def test_the_public_names() -> None:
-    assert set(localmem.__all__) == {"AsyncMemory", "BoundMemory", "Limits", "Memory", "__version__", "reembed"}
+    classes = {"AsyncMemory", "BoundMemory", "Limits", "Memory"}
+    assert set(localmem.__all__) == {*classes, "__version__", "decrypt", "encrypt", "reembed", "rekey"}
     for name in localmem.__all__:
         assert getattr(localmem, name) is not None
     with pytest.raises(AttributeError, match="Nonsense"):

@@ -73,8 +73,8 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, generator: Trouble, scr
     for name in ("LOCALMEM_USER", "LOCALMEM_AGENT", "LOCALMEM_RUN", "LOCALMEM_DB"):
         monkeypatch.delenv(name, raising=False)
 
-    def make_memory(path: str | None, *, generator: str | None, durability: str) -> Memory:
-        return Memory(path, embedder=HashEmbedder(), generator=the_generator, durability=durability)
+    def make_memory(path: str | None, **given: Any) -> Memory:
+        return Memory(path, embedder=HashEmbedder(), **{**given, "generator": the_generator})
 
     the_generator = generator
     monkeypatch.setattr(options, "make_memory", make_memory)
@@ -178,8 +178,9 @@ def test_help_names_every_shape_and_no_command_is_without_words(run: Run) -> Non
     assert run().out == run("--help").out
     assert run("--version").out == f"localmem {__version__}\n"
     commands: dict[str, Any] = {**cli.commands}
-    models = commands.pop("models")
-    for path in [*([name] for name in commands), *(["models", name] for name in models.commands)]:
+    groups = {name: commands.pop(name).commands for name in ("audit", "models")}
+    within = [[group, name] for group, members in groups.items() for name in members]
+    for path in [*([name] for name in commands), *within]:
         shown = run(*path, "--help")
         assert shown.code == 0
         assert "--json: " in shown.out, path
@@ -573,8 +574,8 @@ class Slow(ScriptedGenerator):
         time.sleep(0.5)
         return super().generate(prompt, **how)
 
-def make_memory(path, *, generator, durability):
-    return Memory(path, embedder=HashEmbedder(), generator=Slow(), durability=durability)
+def make_memory(path, **given):
+    return Memory(path, embedder=HashEmbedder(), **{**given, "generator": Slow()})
 
 options.make_memory = make_memory
 main()

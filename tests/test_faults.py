@@ -18,7 +18,8 @@ import apsw
 import faults
 import pytest
 
-from localmem import db, ingest, prompts
+from localmem import ingest, prompts
+from localmem.db import schema
 from localmem.errors import GeneratorError, LocalmemError
 from localmem.memory import Memory
 from localmem.store import Store
@@ -421,12 +422,12 @@ def test_a_migration_lands_whole_or_not_at_all(tmp_path: Path, monkeypatch: pyte
         update memory set moods = (select count(*) from mood where memory_id = id);
         create index memory_by_mood on memory (moods);
     """
-    real, newest = db.migrations, db.SCHEMA_VERSION
+    real, newest = schema.migrations, schema.SCHEMA_VERSION
 
     def old(path: Path) -> None:
         told(path)
-        monkeypatch.setattr(db, "SCHEMA_VERSION", newest + 1)
-        monkeypatch.setattr(db, "migrations", lambda after: [*real(after), (newest + 1, step)])
+        monkeypatch.setattr(schema, "SCHEMA_VERSION", newest + 1)
+        monkeypatch.setattr(schema, "migrations", lambda after: [*real(after), (newest + 1, step)])
 
     swept = faults.sweep(
         tmp_path,

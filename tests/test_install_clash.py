@@ -8,9 +8,9 @@ import subprocess
 import sys
 from pathlib import Path
 
+import apsw
 import pytest
 
-from localmem import db
 from localmem.errors import InstallationError
 from localmem.memory import Memory
 from localmem.testing import HashEmbedder, ScriptedGenerator
@@ -90,8 +90,8 @@ class _NoExtensions:
 
 
 def test_each_missing_part_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    without_fts5 = tuple(option for option in db.apsw.compile_options if option != "ENABLE_FTS5")
-    assert len(without_fts5) < len(db.apsw.compile_options)
+    without_fts5 = tuple(option for option in apsw.compile_options if option != "ENABLE_FTS5")
+    assert len(without_fts5) < len(apsw.compile_options)
     missing = {
         "mc_version": (None, "encryption"),
         "compile_options": (without_fts5, "FTS5"),
@@ -101,9 +101,9 @@ def test_each_missing_part_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: P
     for attribute, (value, named) in missing.items():
         with monkeypatch.context() as patched:
             if value is None:
-                patched.delattr(db.apsw, attribute)
+                patched.delattr(apsw, attribute)
             else:
-                patched.setattr(db.apsw, attribute, value)
+                patched.setattr(apsw, attribute, value)
             with pytest.raises(InstallationError) as raised:
                 Memory(tmp_path / "memory.db", embedder=HashEmbedder(), generator=ScriptedGenerator())
         message = str(raised.value)
@@ -115,6 +115,6 @@ def test_each_missing_part_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: P
 
 
 def test_a_memory_only_store_is_refused_too(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delattr(db.apsw, "mc_version")
+    monkeypatch.delattr(apsw, "mc_version")
     with pytest.raises(InstallationError, match="apsw-sqlite3mc"):
         Memory(":memory:", embedder=HashEmbedder(), generator=ScriptedGenerator())

@@ -241,7 +241,7 @@ def test_bad_embedders(path: Path) -> None:
 
 
 def test_a_read_only_store(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("localmem.db._is_read_only", lambda file: True)
+    monkeypatch.setattr("localmem.db.opening.is_read_only", lambda file: True)
     with pytest.raises(ReadOnlyError):
         reembed(path, WIDE)
 

@@ -14,9 +14,10 @@ from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 import click
 
-from localmem import __version__, terminal
+from localmem import __version__, keys, terminal
 from localmem.config import DURABILITIES
 from localmem.errors import InvalidInputError, LocalmemError, NotFoundError
+from localmem.keys import Key
 from localmem.terminal import Column, id_cell, one_line, say
 
 if TYPE_CHECKING:
@@ -42,6 +43,11 @@ class Options:
     run: str | None = None
     generator: str | None = None
     durability: str | None = None
+    key_file: str | None = None
+    keychain: str | None = None
+    audit_key_file: str | None = None
+    checkpoint: str | None = None
+    actor: str | None = None
     json: bool = False
     quiet: bool = False
 
@@ -73,7 +79,13 @@ _SHARED = (
     (("--agent", "agent"), "ID", "The agent's id.", "LOCALMEM_AGENT"),
     (("--run", "run"), "ID", "The run's or session's id.", "LOCALMEM_RUN"),
     (("--generator", "generator"), "MODEL", "A GGUF file or a local server's URL.", "LOCALMEM_GENERATOR"),
+    (("--key-file", "key_file"), "FILE", "Key of an encrypted store.", "LOCALMEM_KEY_FILE"),
+    (("--keychain", "keychain"), "NAME", "Its key in the system's keychain.", "LOCALMEM_KEYCHAIN"),
+    (("--audit-key-file", "audit_key_file"), "FILE", "What signs the audit chain.", "LOCALMEM_AUDIT_KEY_FILE"),
+    (("--checkpoint", "checkpoint"), "FILE", "Where each change notes the chain's end.", "LOCALMEM_CHECKPOINT"),
+    (("--actor", "actor"), "NAME", "Who acts, for the audit chain.", "LOCALMEM_ACTOR"),
 )
+_READ_BY_CONFIG = {"generator", "key_file", "keychain", "audit_key_file", "checkpoint", "actor"}
 
 
 def shared(function: F) -> F:
@@ -90,7 +102,7 @@ def shared(function: F) -> F:
     return click.option("-q", "--quiet", is_flag=True, help=text, expose_value=False, callback=_keep)(function)
 
 
-_SHARED_NAMES = {"store", "user", "agent", "run", "generator", "durability", "json", "quiet"}
+_SHARED_NAMES = {names[-1] for names, *_ in _SHARED} | {"durability", "json", "quiet"}
 
 
 class Command(click.Command):
@@ -189,10 +201,10 @@ def cli(ctx: click.Context) -> None:
 
 
 def _from_environment(options: Options) -> None:
-    """What no option before the command said; LOCALMEM_GENERATOR is config's to read."""
+    """What no option before the command said, but for what config reads."""
     for names, _, _, variable in _SHARED:
         name = names[-1]
-        if name != "generator" and getattr(options, name) is None and os.environ.get(variable):
+        if name not in _READ_BY_CONFIG and getattr(options, name) is None and os.environ.get(variable):
             setattr(options, name, os.environ[variable])
 
 
@@ -202,18 +214,40 @@ pass_options = click.make_pass_decorator(Options)
 # -------------------------------------------------------------------- what commands share
 
 
-def make_memory(path: str | None, *, generator: str | None, durability: str) -> Memory:
+def make_memory(path: str | None, **options: Any) -> Memory:
     """The Memory every command works with; tests put another one here."""
     from localmem.memory import Memory
 
-    return Memory(path, generator=generator, durability=durability)
+    return Memory(path, **options)
 
 
 def open_memory(options: Options, *, create: bool = False) -> Memory:
     """The store. Only adding makes a new file at a path that was given: a mistyped name must not look empty."""
     if not create:
         existing(options)
-    return make_memory(options.store, generator=options.generator, durability=options.durability or DURABILITIES[0])
+    return make_memory(
+        options.store,
+        generator=options.generator,
+        durability=options.durability or DURABILITIES[0],
+        checkpoint=options.checkpoint,
+        **key_options(options),
+    )
+
+
+def key_options(options: Options) -> dict[str, Any]:
+    """What opens and signs the store, as named on the command line; the rest is the environment's to say."""
+    return {"key": _key(options), "audit_key": named_key(options.audit_key_file), "actor": options.actor}
+
+
+def _key(options: Options) -> Key | None:
+    if options.key_file and options.keychain:
+        raise click.UsageError("give --key-file or --keychain, not both")
+    return keys.from_keychain(options.keychain) if options.keychain else named_key(options.key_file)
+
+
+def named_key(file: str | None) -> Key | None:
+    """The key in a file, if one is named."""
+    return keys.from_file(file) if file else None
 
 
 def existing(options: Options) -> None:

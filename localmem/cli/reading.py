@@ -17,6 +17,7 @@ from localmem.cli.options import (
     existing,
     find_id,
     json_object,
+    key_options,
     open_memory,
     pass_options,
     print_records,
@@ -287,7 +288,7 @@ def reembed(options: Options, embedder: str | None) -> None:
             step = step or shown.enter_context(terminal.progress("vectors", wanted, quiet=options.quiet))
             step(there, "")
 
-        done = make_anew(options.store, embedder, progress=told, durability=durability)
+        done = make_anew(options.store, embedder, progress=told, durability=durability, **key_options(options))
     if options.json:
         terminal.print_json(done)
     elif done["previous"] == done["embedder"]:

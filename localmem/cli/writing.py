@@ -141,15 +141,17 @@ def _delete_all(memory: Memory, options: Options, *, yes: bool) -> dict[str, Any
 @shared
 @pass_options
 def resume(options: Options) -> None:
-    """Finish what a missing or failed model left pending.
+    """Finish what a missing or failed model left pending, and incomplete purges.
 
-    The whole file, or with --user, --agent or --run that scope.
+    The whole file, or with --user, --agent or --run the episodes of that scope.
 
     \b
     --json: {"episodes": number, "pending": number,
-      "results": [{"id", "memory", "event"}]}
+      "results": [{"id", "memory", "event"}],
+      "purges": [{"id", "complete": bool, "reason", "certificate"}]}
     """
     with open_memory(options) as memory:
+        purges = [] if options.ids else memory.finish_purges()
         waiting, changes, episodes = len(memory.pending(**options.ids)), list[Mapping[str, Any]](), 0
         with terminal.progress("resume", waiting, quiet=options.quiet or not waiting) as step:
             while (done := memory.resume(limit=1, **options.ids))["episodes"]:
@@ -158,9 +160,11 @@ def resume(options: Options) -> None:
                 step(episodes, "")
         left = len(memory.pending(**options.ids))
     if options.json:
-        terminal.print_json({"episodes": episodes, "pending": left, "results": changes})
+        terminal.print_json({"episodes": episodes, "pending": left, "results": changes, "purges": purges})
         return
     print_changes(changes)
+    for each in purges:
+        say(f"purge {each['id']} is done" if each["complete"] else f"purge {each['id']} waits: {each['reason']}")
     if not options.quiet:
         say(f"{episodes} finished" if episodes else "nothing was pending", "dim")
 
