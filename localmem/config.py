@@ -58,6 +58,7 @@ class Settings:
     key_file: str | None = None
     keychain: str | None = None  # name of an entry in the system's keychain
     audit_key_file: str | None = None
+    audit_keychain: str | None = None
     checkpoint: str | None = None
     actor: str = ""
 
@@ -71,7 +72,8 @@ class Settings:
 
 
 def settings(environ: Mapping[str, str] | None = None) -> Settings:
-    """Read LOCALMEM_HOME, _GENERATOR, _THREADS, _KEY, _KEY_FILE, _KEYCHAIN, _AUDIT_KEY_FILE, _CHECKPOINT and _ACTOR.
+    """Read LOCALMEM_HOME, _GENERATOR, _THREADS, _KEY, _KEY_FILE, _KEYCHAIN, _AUDIT_KEY_FILE, _AUDIT_KEYCHAIN,
+    _CHECKPOINT and _ACTOR.
 
     Raises InvalidInputError for a LOCALMEM_THREADS that is no positive whole number.
     """
@@ -93,6 +95,7 @@ def settings(environ: Mapping[str, str] | None = None) -> Settings:
         key_file=env.get("LOCALMEM_KEY_FILE") or None,
         keychain=env.get("LOCALMEM_KEYCHAIN") or None,
         audit_key_file=env.get("LOCALMEM_AUDIT_KEY_FILE") or None,
+        audit_keychain=env.get("LOCALMEM_AUDIT_KEYCHAIN") or None,
         checkpoint=env.get("LOCALMEM_CHECKPOINT") or None,
         actor=env.get("LOCALMEM_ACTOR") or "",
     )

@@ -8,13 +8,12 @@ from typing import Any
 
 from localmem import inputs, shapes, store_export, store_pools, store_purge, store_read, store_verify
 from localmem.dates import to_iso
-from localmem.errors import ConflictError, InvalidInputError, ScopeError
+from localmem.errors import ConflictError, InvalidInputError, InvalidTypeError, ScopeError
 from localmem.handle import Handle, only_ids, unknown
-from localmem.purge import finish, purge
+from localmem.purge import Purged, finish, purge
 from localmem.shapes import Results, Shape
-from localmem.store_apply import USER_REQUEST
 from localmem.store_purge import Selection
-from localmem.types import Change, Scope
+from localmem.types import Scope
 
 
 class Custody(Handle):
@@ -47,10 +46,15 @@ class Custody(Handle):
         if not self._may_purge:
             raise ScopeError("this handle may not purge; ask for bound(…, purge=True)")
         ids = {"user_id": user_id, "agent_id": agent_id, "run_id": run_id, "session_id": session_id}
-        within = self._writable(**ids) if any(ids.values()) or self._within is not None else None
+        named = any(value is not None for value in ids.values())
+        within = self._writable(**ids) if named or self._within is not None else None
         if sum((memory_id is not None, query is not None, requested)) > 1:
             raise InvalidInputError("give one of memory_id, query and requested")
+        if confirm is not None and query is None:
+            raise InvalidInputError("confirm goes with the query whose memories it is for")
         if memory_id is not None:
+            if not isinstance(memory_id, str | list | tuple):
+                raise InvalidTypeError(f"memory_id must be a str or a list of them, not {type(memory_id).__name__}")
             given = [memory_id] if isinstance(memory_id, str) else list(memory_id)
             return self._purge(Selection(memories=self._purgeable(given, within)))
         if query is not None:
@@ -69,12 +73,16 @@ class Custody(Handle):
         told = ("id", "state", "reason", "certificate")
         return [{"at": to_iso(each["at"]), **{name: each[name] for name in told}} for each in found]
 
-    def finish_purges(self) -> list[Shape]:
-        """Go on with every incomplete purge of the file: {"id", "complete", "reason", "certificate"} of each."""
+    def finish_purges(self, *, without_raw_proof: bool = False) -> list[Shape]:
+        """Go on with every incomplete purge of the file: {"id", "complete", "reason", "certificate"} of each.
+
+        without_raw_proof: bring to an end also those whose pieces to be sought are lost (the file was moved, say);
+        their certificates tell that the raw file was not searched.
+        """
         self._check_open()
         if self._within is not None:
             raise ScopeError("finish_purges() is for the whole file; call it on the Memory itself")
-        done = finish(self._engine.store, self._engine.clock)
+        done = finish(self._engine.store, self._engine.clock, without_raw=bool(without_raw_proof))
         return [
             {"id": each.id, "complete": not each.reason, "reason": each.reason, "certificate": each.certificate}
             for each in done
@@ -98,13 +106,14 @@ class Custody(Handle):
         store = self._engine.store
         with store.snapshot() as tx:
             found = list(store_export.export(tx, scope))
-        if not store.db.read_only:
+        if not store.db.read_only or store.audits_reads:
             store.enter("export", self._engine.clock(), owner=scope.owner)
         return found
 
-    def audit_log(self, *, limit: int | None = None, **ids: Any) -> list[Shape]:
+    def audit_log(self, *, memory_id: str | None = None, limit: int | None = None, **ids: Any) -> list[Shape]:
         """Entries of the audit chain, oldest first, of the owner of a scope; a Memory without ids: all.
 
+        memory_id: those that changed this memory or showed it. limit: at most that many, from the first.
         Each has seq, at, actor, op, owner, subject, decision_id, commitment, detail, mac. Owners, memories and episodes
         are named by keyed hash. The reading is entered itself.
         """
@@ -112,22 +121,30 @@ class Custody(Handle):
         scope = None if whole else self._scope(None, **only_ids(ids))
         self._check_open()
         most = None if limit is None else inputs.limit(limit, "limit", self._engine.limits)
+        about = None if memory_id is None else inputs.memory_id(memory_id)
         store, owner = self._engine.store, None if scope is None else scope.owner
-        if not store.db.read_only:
+        if not store.db.read_only or store.audits_reads:
             store.enter("audit_export", self._engine.clock(), owner=owner)
         with store.snapshot() as tx:
-            found = list(store_verify.entries(tx, store.signer, owner, most))
+            found = list(store_verify.entries(tx, store.signer, owner, about, most))
         return [{**each, "at": to_iso(each["at"])} for each in found]
 
     # ---------------------------------------------------------------- inside
 
-    def _erase_forgotten(self, scope: Scope | None, changes: Sequence[Change]) -> None:
-        if self._erases and any(change.reason == USER_REQUEST for change in changes):
+    def _erase_forgotten(self, scope: Scope | None) -> None:
+        """With erase_on_delete: what people asked to forget is purged at once."""
+        if not self._erases:
+            return
+        with self._engine.store.snapshot() as tx:
+            some = store_purge.has_requested(tx, scope)
+        if some:
             self._purge(Selection(scope, requested=True))
 
-    def _purge(self, selection: Selection) -> Results:
-        """Erase a selection and tell of it."""
-        done = purge(self._engine.store, selection, self._engine.clock)
+    def _purge(self, selection: Selection | None) -> Results:
+        """Erase a selection and tell of it; None is nothing."""
+        done = Purged(None, {})
+        if selection is not None:
+            done = purge(self._engine.store, selection, self._engine.clock)
         told: Shape = {"purged": dict(done.counts), "complete": not done.reason, "certificate": done.certificate}
         if done.reason:
             told["reason"] = done.reason
@@ -152,8 +169,9 @@ class Custody(Handle):
         ids = tuple(dict.fromkeys(hit.shown for hit in hits))
         token = f"{len(ids)}-{hashlib.sha256(' '.join(sorted(ids)).encode()).hexdigest()[:12]}"
         if confirm is None:
+            self._shown("purge_query", scope, list(ids))
             told = [shapes.hit_dict(hit, explain=False) for hit in hits]
             return Results(message="Nothing was purged yet: call again with confirm", results=told, confirm=token)
         if confirm != token:
             raise ConflictError("confirm is not that of the memories that are found now; look at them again")
-        return self._purge(Selection(memories=ids)) if ids else Results(message="Nothing to purge", results=[])
+        return self._purge(Selection(memories=ids) if ids else None)

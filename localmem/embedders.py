@@ -13,8 +13,7 @@ from localmem.db import Database, Tx
 from localmem.errors import InvalidInputError, InvalidTypeError
 from localmem.keys import Key
 from localmem.manifest import manifest
-from localmem.store import settings_of
-from localmem.store_audit import Signer, trail_of
+from localmem.store_audit import Signer, Trail, begin, settings_of
 from localmem.types import Embedder
 
 
@@ -75,13 +74,14 @@ def reembed(
     database = Database(file, key=inputs.store_key(key), durability=durability)
 
     def enter(tx: Tx) -> None:
-        signer = Signer(signing, database.derived("audit"), who)
-        trail = trail_of(tx, signer, time.time_ns() // 1000)
+        trail = Trail(tx, Signer(signing, database.derived("audit"), who), time.time_ns() // 1000)
         trail.add("reembed")
         trail.close()
 
     try:
-        with database.snapshot() as tx:
+        with database.write() as tx:  # an audit key that is missing is told before the work, not after it
+            begin(tx, Signer(actor=who), time.time_ns() // 1000)
+            Trail(tx, Signer(signing, database.derived("audit"), who), 0)
             previous = settings_of(tx).get("embedder_id")
         using = embedder_for(database, wanted or names()[0])
         made = store_vectors.reembed(database, using, progress or (lambda done, total: None), enter)

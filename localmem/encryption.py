@@ -9,10 +9,11 @@ from typing import Any
 
 from localmem import inputs, keys
 from localmem.config import Limits
-from localmem.db import Database, whole_file
-from localmem.errors import InvalidInputError, KeyRefusedError
+from localmem.db import Database, Tx, whole_file
+from localmem.errors import AuditError, InvalidInputError, KeyRefusedError
 from localmem.keys import Key
-from localmem.store_audit import Signer, trail_of
+from localmem.store_audit import Checkpoint, Signer, Trail, begin
+from localmem.store_verify import verify
 
 
 def encrypt(path: str | os.PathLike[str] | None, new_key: Key | str | bytes, **options: Any) -> dict[str, Any]:
@@ -38,6 +39,7 @@ def rekey(
     *,
     overwrite: bool = False,
     audit_key: Key | str | bytes | None = None,
+    checkpoint: str | os.PathLike[str] | None = None,
     actor: str | None = None,
     lock_wait_s: float = Limits().lock_wait_s,
     vfs: str | None = None,
@@ -52,8 +54,8 @@ def rekey(
     if wanted is None:
         raise InvalidInputError("rekeying needs a new key: a passphrase or 32 bytes; decrypt() takes the key away")
     return _rewrite(
-        place, _known(key), wanted, overwrite=overwrite, audit_key=audit_key, actor=actor, lock_wait_s=lock_wait_s,
-        vfs=vfs,
+        place, _known(key), wanted, overwrite=overwrite, audit_key=audit_key, checkpoint=checkpoint, actor=actor,
+        lock_wait_s=lock_wait_s, vfs=vfs,
     )  # fmt: skip
 
 
@@ -64,12 +66,15 @@ def _rewrite(
     *,
     overwrite: bool = False,
     audit_key: Key | str | bytes | None = None,
+    checkpoint: str | os.PathLike[str] | None = None,
     actor: str | None = None,
     lock_wait_s: float = Limits().lock_wait_s,
     vfs: str | None = None,
 ) -> dict[str, Any]:
     signing, who = inputs.audit_key(audit_key), inputs.actor(actor, Limits())
     database = Database(path, key=key, lock_wait_s=lock_wait_s, vfs=vfs)
+    now, outside = time.time_ns() // 1000, inputs.checkpoint(checkpoint)
+    entered: list[Trail] = []
     before = Signer(signing, database.derived("audit"), who)
 
     def enter(new: Path, made_with: Key | None) -> None:
@@ -78,14 +83,27 @@ def _rewrite(
         try:
             with made.write() as tx:
                 after = Signer(signing, made.derived("audit"), who)
-                trail = trail_of(tx, after, time.time_ns() // 1000, replacing=before)
+                begin(tx, before, now)
+                Trail(tx, before, now)  # KeyRefusedError, where it is signed with another key
+                _refuse_to_vouch(tx, before)
+                trail = Trail(tx, after, now, replacing=before)
                 trail.add("rekey", detail={"from": _state(key), "to": _state(made_with)})
                 trail.close()
+                entered.append(trail)
         finally:
             made.close()
 
     whole_file.rewrite(database, new_key, enter, overwrite=overwrite)
+    if outside is not None:
+        Checkpoint(outside, durable=True).append(entered[0])
     return {"path": str(path), "encrypted": new_key is not None, "bytes": path.stat().st_size}
+
+
+def _refuse_to_vouch(tx: Tx, before: Signer) -> None:
+    """A chain that does not verify is not signed anew in passing."""
+    problems = verify(tx, before).problems
+    if problems:
+        raise AuditError(f"the audit chain does not verify, so nothing was changed: {'; '.join(problems[:3])}")
 
 
 def _state(key: Key | None) -> str:

@@ -65,6 +65,10 @@ class KeyRefusedError(LocalmemError, ValueError):
     """A key that can't be had or doesn't open the file; a file without one where a key was given."""
 
 
+class AuditError(LocalmemError, RuntimeError):
+    """The audit chain is not as it was written."""
+
+
 class SchemaError(LocalmemError, RuntimeError):
     """A store written by a newer localmem."""
 

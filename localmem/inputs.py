@@ -197,11 +197,15 @@ def store_key(given: Any) -> Key | None:
 
 
 def audit_key(given: Any) -> Key | None:
-    """The key that signs the audit chain: the one given, else that of LOCALMEM_AUDIT_KEY_FILE."""
+    """The key that signs the audit chain: the one given, else what the environment names."""
     if given is not None:
         return keys.key_of(given)
-    file = settings().audit_key_file
-    return None if file is None else keys.from_file(file)
+    found = settings()
+    if found.audit_key_file is not None and found.audit_keychain is not None:
+        raise InvalidInputError("set only one of LOCALMEM_AUDIT_KEY_FILE and LOCALMEM_AUDIT_KEYCHAIN")
+    if found.audit_key_file is not None:
+        return keys.from_file(found.audit_key_file)
+    return None if found.audit_keychain is None else keys.from_keychain(found.audit_keychain)
 
 
 def checkpoint(given: Any) -> Path | None:
@@ -251,7 +255,7 @@ def _limits(given: Mapping[str, Any]) -> Limits:
 
 _OWN_OPTIONS = (
     "path", "key", "embedder", "generator", "reranker", "durability", "retention", "preset", "limits", "allow_remote",
-    "audit_key", "checkpoint", "audit_reads", "actor",
+    "audit_key", "checkpoint", "audit_reads", "actor", "erase_on_delete",
 )  # fmt: skip
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from localmem import embedders, inputs, store_check, store_vectors, store_verify
+from localmem import embedders, inputs, keys, store_check, store_vectors, store_verify
 from localmem.config import DURABILITIES, RETENTIONS, Limits
 from localmem.db import Database
 from localmem.errors import (
@@ -19,6 +19,7 @@ from localmem.errors import (
     GeneratorError,
     InvalidInputError,
     InvalidTypeError,
+    KeyRefusedError,
     ScopeError,
 )
 from localmem.handle import narrowed, only_ids
@@ -193,18 +194,38 @@ class Memory(Surface):
         """
         self._check_open()
         store = self._engine.store
+        lines = store.checkpoint_lines(inputs.checkpoint(checkpoint))  # first: what is written meanwhile is no rollback
         with store.snapshot() as tx:
-            verdict = store_verify.verify(tx, store.signer, store.checkpoint_lines(inputs.checkpoint(checkpoint)))
+            verdict = store_verify.verify(tx, store.signer, lines)
         return {"ok": not verdict.problems, **asdict(verdict)}
 
     def verify_certificate(self, certificate: Mapping[str, Any]) -> Shape:
-        """Whether a purge's certificate is genuine: {"ok", "problems"}. Needs the key that signed the chain."""
+        """Whether a purge's certificate is genuine: {"ok", "signed", "problems"}. Needs the key that signed it."""
         self._check_open()
         if not isinstance(certificate, Mapping):
             raise InvalidTypeError(f"a certificate is a dict, not {type(certificate).__name__}")
         with self._engine.store.snapshot() as tx:
             problems = doubts(tx, self._engine.store.signer, certificate)
-        return {"ok": not problems, "problems": problems}
+        return {"ok": not problems, "signed": bool(certificate.get("key_id")), "problems": problems}
+
+    def sign_audit(self, previous_key: Key | str | bytes | None = None) -> Shape:
+        """Sign the audit chain with this Memory's audit key from here on; entries before were not, or with another.
+
+        ``previous_key``: what signed it so far; None for a checksum, or the key made of an encrypted file's. The chain
+        is verified first: AuditError where that fails. Returns {"key_id"}.
+        """
+        self._check_open()
+        store = self._engine.store
+        if store.signer.key is None and store.signer.derived is None:
+            raise KeyRefusedError("there is no key to sign with: open the file with audit_key=…")
+        before = keys.key_of(previous_key)
+        derived = store.db.derived("audit") if before is None else None
+        candidates = (store.signer, Signer(before, derived), Signer(before))
+        known = [each for each in candidates if store.is_signed_by(each)]
+        if not known:
+            raise KeyRefusedError("the audit chain is signed with another key: give it as previous_key")
+        store.sign_audit(known[0], self._engine.clock())
+        return {"key_id": self.verify_audit()["key_id"]}
 
     def check(self) -> list[str]:
         """Broken invariants of the file as sentences; an empty list is a sound file."""

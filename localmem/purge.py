@@ -9,6 +9,7 @@ stopped between 1 and 4 -> the purge is `incomplete`; resume() goes on at 2 with
 
 from __future__ import annotations
 
+import glob
 import hashlib
 import hmac
 import json
@@ -21,19 +22,18 @@ from typing import TYPE_CHECKING, Any
 
 from localmem import __version__, store_purge
 from localmem.dates import to_iso
-from localmem.db import raw_file
-from localmem.errors import StorageError
+from localmem.db import raw_file, whole_file
+from localmem.errors import LocalmemError, StorageError
 from localmem.needles import Needles
-from localmem.store import settings_of
 from localmem.store_apply import new_id
-from localmem.store_audit import TEXTS_GONE, Signer, key_id_of, mac_of
+from localmem.store_audit import FILE, GONE, Signer, Trail, key_id_of, ranges, settings_of, signature
 from localmem.store_purge import Selection
-from localmem.store_verify import has_entry
+from localmem.store_verify import hash_at
 
 if TYPE_CHECKING:
     from localmem.db import Tx
     from localmem.store import Store
-    from localmem.types import Instant
+    from localmem.types import Instant, Scope
 
 LIMITS = (
     "Proven for this file and its side files (-wal, -shm, -journal), at this moment. Not for backups, exports and "
@@ -56,39 +56,63 @@ class Purged:
 
 def purge(store: Store, selection: Selection, clock: Callable[[], Instant]) -> Purged:
     """Erase a selection. What was committed is gone from every row and index; see `finish` for the file itself."""
-    purge_id = _delete(store, selection, clock())
+    purge_id, counts = _delete(store, selection, clock())
     if purge_id is None:
         return Purged(None, {})
-    return next(each for each in finish(store, clock) if each.id == purge_id)
+    reasons = {each.id: each.reason for each in finish(store, clock)}
+    with store.snapshot() as tx:  # another program may have been faster
+        [done] = [each for each in store_purge.purges(tx) if each["id"] == purge_id]
+    reason = "" if done["certificate"] else done["reason"] or reasons.get(purge_id, "")
+    return Purged(purge_id, counts, done["certificate"], reason)
 
 
-def finish(store: Store, clock: Callable[[], Instant]) -> list[Purged]:
-    """Go on with every purge of the file that is incomplete."""
+def finish(store: Store, clock: Callable[[], Instant], *, without_raw: bool = False) -> list[Purged]:
+    """Go on with every purge of the file that is incomplete.
+
+    without_raw: also where the pieces to be sought are lost; the certificate says that the file was not searched.
+    """
     with store.snapshot() as tx:
         waiting = store_purge.purges(tx, "incomplete")
     if not waiting:
         return []
-    reason = raw_file.compact(store.db)
-    proofs = {} if reason else _prove(store, waiting)
-    return [_end(store, each, proofs.get(each["id"]), reason, clock()) for each in waiting]
+    proofs: dict[str, dict[str, Any]] = {}
+    try:
+        reason = raw_file.compact(store.db)
+        if not reason:
+            proofs = _prove(store, waiting)
+    except StorageError as error:  # the rows are gone all the same
+        reason = str(error)
+    if without_raw:
+        for proof in proofs.values():
+            proof["raw"]["waived"] = "pieces" not in proof["raw"]
+    return [_ended(store, each, proofs.get(each["id"]), reason, clock()) for each in waiting]
+
+
+def _ended(
+    store: Store, waiting: Mapping[str, Any], proof: Mapping[str, Any] | None, reason: str, now: Instant
+) -> Purged:
+    try:
+        return _end(store, waiting, proof, reason, now)
+    except StorageError as error:  # nor can it be put down that it waits: it is put down that it was begun
+        return Purged(waiting["id"], waiting["detail"]["counts"], None, reason or str(error))
 
 
 # -------------------------------------------------------------------- 1 delete
 
 
-def _delete(store: Store, selection: Selection, now: Instant) -> str | None:
-    """The purge's id; None when nothing is selected."""
+def _delete(store: Store, selection: Selection, now: Instant) -> tuple[str | None, Mapping[str, int]]:
+    """The purge's id, None when nothing is selected; and how many rows of which table."""
     purge_id, secret = new_id(now), secrets.token_bytes(32)
     aside = _aside(store, purge_id)
     try:
         with store.change(now) as (tx, trail):
             if not store_purge.select(tx, selection):
-                return None
-            sought = Needles.of(store_purge.needles(tx), secret)
+                return None, {}
+            pieces, of = store_purge.needles(tx)
+            sought = Needles.of(pieces, secret)
             _lay_aside(aside, sought)
             names = [trail.name(each) for each in selection.memories]
-            owner = None if selection.scope is None else trail.name(selection.scope.owner)
-            gone = store_purge.texts(tx)
+            gone = store_purge.text_entries(tx)
             counts = store_purge.erase(tx, now)
             left, terms = store_purge.traces(tx)
             if left:
@@ -98,26 +122,47 @@ def _delete(store: Store, selection: Selection, now: Instant) -> str | None:
             trail.add(
                 "purge",
                 owner=None if selection.scope is None else selection.scope.owner,
-                detail={"what": selection.kind, TEXTS_GONE: gone, **counts},
+                detail={"what": selection.kind, "rows": counts, GONE: ranges(gone)},
             )
             detail = {
                 "what": selection.kind,
-                "owner": owner,
+                "scope": _named(trail, selection.scope),
                 "memories": names,
                 "counts": counts,
                 "logical": {"ok": True, "terms_read": terms},
+                "sampled_from": of,
+                "pending_episodes": store_purge.waiting(tx, selection.scope),
                 "entry": trail.head.seq,
             }
             store_purge.note(tx, purge_id, now, detail, secret)
     except BaseException:
-        aside.unlink(missing_ok=True) if aside else None
+        if aside is not None and not _is_noted(store, purge_id):
+            aside.unlink(missing_ok=True)
         raise
-    return purge_id
+    return purge_id, counts
+
+
+def _named(trail: Trail, scope: Scope | None) -> dict[str, str]:
+    """The keyed hash of the owner, and of the ids by which it was narrowed."""
+    if scope is None:
+        return {}
+    narrowed = {"agent_id": scope.agent_id, "run_id": scope.run_id}
+    ids = {name: f"{name} {value}" for name, value in narrowed.items() if value is not None}
+    return {name: trail.name(value) for name, value in {"owner": scope.owner, **ids}.items()}
+
+
+def _is_noted(store: Store, purge_id: str) -> bool:
+    """Whether the rows are gone in spite of an error: then what is to be sought must stay."""
+    try:
+        with store.snapshot() as tx:
+            return any(each["id"] == purge_id for each in store_purge.purges(tx, "incomplete"))
+    except LocalmemError:
+        return True
 
 
 def _aside(store: Store, purge_id: str) -> Path | None:
     """Where the needles of a purge lie until it is done: sealed with a secret that stands in the file."""
-    return None if store.db.path is None else Path(f"{store.db.path}-purge-{purge_id}")
+    return None if store.db.file is None else Path(f"{store.db.file}-purge-{purge_id}")
 
 
 def _lay_aside(aside: Path | None, sought: Needles) -> None:
@@ -128,8 +173,24 @@ def _lay_aside(aside: Path | None, sought: Needles) -> None:
             file.write(sought.seal())
             file.flush()
             os.fsync(file.fileno())
+        whole_file.sync_folder(aside.parent)
     except OSError as error:
         raise StorageError(f"{aside} can't be written: {error.strerror}; nothing was purged") from None
+
+
+def _remove_stale(store: Store, tx: Any) -> None:
+    """Needles that were laid aside for a purge that then didn't happen. Nobody else is purging at this moment."""
+    if store.db.file is None:
+        return
+    begun = {_aside(store, each["id"]) for each in store_purge.purges(tx, "incomplete")}
+    for each in asides(store.db.file):
+        if each not in begun:
+            each.unlink(missing_ok=True)
+
+
+def asides(path: Path) -> list[Path]:
+    """The files with needles that lie beside a store."""
+    return sorted(path.parent.glob(f"{glob.escape(path.name)}-purge-*"))
 
 
 # -------------------------------------------------------------------- 3 prove
@@ -139,6 +200,7 @@ def _prove(store: Store, waiting: Sequence[Mapping[str, Any]]) -> dict[str, dict
     """Structure and raw bytes, while nobody writes; by purge."""
     for _ in range(_STILL_TRIES):
         with raw_file.still(store.db) as tx:
+            _remove_stale(store, tx)
             found = raw_file.structure(store.db, tx)
             if found.clean:
                 structure = {"ok": True, "free_pages": 0, "wal_bytes": 0, "journals": [], "leftovers": []}
@@ -177,6 +239,7 @@ def _raw(store: Store, tx: Any, waiting: Mapping[str, Any]) -> dict[str, Any]:
         "read": read,
         "pieces": len(sought),
         "records": sought.records_count,
+        "of_records": waiting["detail"]["sampled_from"],
         "found": len(left),
         "still_said_elsewhere": len(shared),
     }
@@ -189,13 +252,18 @@ def _end(
     store: Store, waiting: Mapping[str, Any], proof: Mapping[str, Any] | None, reason: str, now: Instant
 ) -> Purged:
     detail, purge_id = waiting["detail"], waiting["id"]
-    if proof is None or not (proof["structural"]["ok"] and proof["raw"]["ok"]):
-        why = reason or _what_failed(proof)
-        with store.change(now) as (tx, trail):
+    proven = (
+        proof is not None and proof["structural"]["ok"] and (proof["raw"]["ok"] or proof["raw"].get("waived", False))
+    )
+    with store.change(now) as (tx, trail):
+        there = store_purge.certificate_of(tx, purge_id)
+        if there is not None:  # another program was faster
+            return Purged(purge_id, detail["counts"], there)
+        if proof is None or not proven:
+            why = reason or _what_failed(proof)
             trail.add("purge_incomplete", detail={"purge": detail["entry"]})
             store_purge.note_reason(tx, purge_id, why)
-        return Purged(purge_id, detail["counts"], None, why)
-    with store.change(now) as (tx, trail):
+            return Purged(purge_id, detail["counts"], None, why)
         trail.add("purge_done", detail={"purge": detail["entry"]})
         certificate = {
             "certificate": "localmem purge",
@@ -205,19 +273,21 @@ def _end(
             "software": f"localmem {__version__}",
             "requested_at": to_iso(waiting["at"]),
             "completed_at": to_iso(now),
-            "what": {name: detail[name] for name in ("what", "owner", "memories")},
+            "what": {name: detail[name] for name in ("what", "scope", "memories")},
             "rows": detail["counts"],
+            "pending_episodes": detail["pending_episodes"],
             "logical": detail["logical"],
             **proof,
             "chain": {"purge": detail["entry"], "done": trail.head.seq, "head": trail.head.hash.hex()},
             "limits": LIMITS,
             "key_id": trail.key_id,
         }
-        certificate["mac"] = trail.signed(_canonical(certificate)).hex()
+        certificate["mac"] = trail.signed("certificate", _canonical(certificate)).hex()
         store_purge.note_done(tx, purge_id, certificate)
     aside = _aside(store, purge_id)
     if aside is not None:
         aside.unlink(missing_ok=True)
+    raw_file.settle(store.db)  # the secret of the pieces was in the row
     return Purged(purge_id, detail["counts"], certificate)
 
 
@@ -226,9 +296,10 @@ def _what_failed(proof: Mapping[str, Any] | None) -> str:
         return "it was not proven"
     if not proof["structural"]["ok"]:
         found = proof["structural"]
+        copies = f"; a rekeying left {', '.join(found['leftovers'])}: delete it" if found["leftovers"] else ""
         return (
-            f"there are {found['free_pages']} free pages, {found['wal_bytes']} bytes of WAL, {len(found['journals'])} "
-            f"journals and {len(found['leftovers'])} copies that a rekeying left: other programs kept writing"
+            f"there are {found['free_pages']} free pages, {found['wal_bytes']} bytes of WAL and "
+            f"{len(found['journals'])} journals, as other programs keep writing{copies}"
         )
     return proof["raw"].get("note") or f"{proof['raw']['found']} pieces of what was purged are still in the file"
 
@@ -236,21 +307,30 @@ def _what_failed(proof: Mapping[str, Any] | None) -> str:
 def doubts(tx: Tx, signer: Signer, certificate: Mapping[str, Any]) -> list[str]:
     """What speaks against a certificate, as sentences; [] for one of this file that is as it was signed."""
     settings = settings_of(tx)
-    if certificate.get("file") != settings["file_id"]:
+    if not settings.get(FILE) or certificate.get("file") != settings[FILE]:
         return ["it is not a certificate of this file"]
     found = []
     body = {name: value for name, value in certificate.items() if name != "mac"}
-    secret = signer.secret(bytes.fromhex(settings["file_id"]))
+    secret = signer.secret(bytes.fromhex(settings[FILE]))
     if certificate.get("key_id") != key_id_of(secret):
         found.append(f"it is signed with the key {certificate.get('key_id') or '(none)'}, another one was given")
-    elif not hmac.compare_digest(mac_of(secret, _canonical(body)).hex(), str(certificate.get("mac"))):
+    elif not _is_genuine(body, secret, certificate.get("mac")):
         found.append("it was changed after it was signed")
     chain = certificate.get("chain")
-    if not isinstance(chain, Mapping) or not has_entry(tx, chain.get("done"), "purge_done"):
-        found.append("the audit chain has no entry of it")
+    place = chain if isinstance(chain, Mapping) and isinstance(chain.get("done"), int) else {"done": 0}
+    if place.get("head") is None or hash_at(tx, place["done"], "purge_done") != place["head"]:
+        found.append("the audit chain has no entry of it, or was changed before that")
     return found
 
 
+def _is_genuine(body: Mapping[str, Any], secret: bytes | None, mac: Any) -> bool:
+    try:
+        expected = signature(secret, "certificate", _canonical(body)).hex()
+    except (TypeError, ValueError, RecursionError):
+        return False
+    return hmac.compare_digest(expected.encode(), str(mac).encode("utf-8", "replace"))
+
+
 def _canonical(body: Mapping[str, Any]) -> bytes:
-    """32 bytes that stand for a certificate."""
+    """32 bytes that stand for a certificate. TypeError or ValueError for what JSON doesn't know."""
     return hashlib.sha256(json.dumps(body, sort_keys=True, separators=(",", ":")).encode()).digest()

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 from localmem import rank, store_passages
 from localmem.db import Database, Tx, sql_file
-from localmem.errors import EmbedderMismatchError, NotFoundError, StorageError
+from localmem.errors import AuditError, EmbedderMismatchError, KeyRefusedError, NotFoundError, StorageError
 from localmem.store_apply import (
     Changes,
     Plan,
@@ -26,9 +26,24 @@ from localmem.store_apply import (
     refuse_if_targets_moved,
     to_json,
 )
-from localmem.store_audit import TEXTS_GONE, Checkpoint, Signer, Trail, count_texts, trail_of
+from localmem.store_audit import (
+    BROKEN,
+    FILE,
+    GONE,
+    KEY,
+    Checkpoint,
+    Signer,
+    Text,
+    Trail,
+    begin,
+    key_id_of,
+    ranges,
+    settings_of,
+    text_entries,
+)
 from localmem.store_matrix import Matrices
 from localmem.store_turns import drop_turns, retention_of
+from localmem.store_verify import verify
 from localmem.store_words import delete_fts, insert_fts
 from localmem.types import (
     JSON,
@@ -75,8 +90,6 @@ class Store:
         self.db = db
         self.signer = signer or Signer()
         self._checkpoint = checkpoint
-        if checkpoint is not None:
-            checkpoint.touch()
         self.dim = embedder.dim
         self.matrices = Matrices(embedder.dim)
         self._embedder = identity(embedder)
@@ -124,11 +137,11 @@ class Store:
         if self._checkpoint is not None:
             self._checkpoint.append(trail)
 
-    def checkpoint_lines(self, path: Path | None = None) -> list[str]:
+    def checkpoint_lines(self, path: Path | None = None) -> list[str] | None:
         """The lines of a checkpoint file, of the store's own if no other is named; StorageError without it."""
         found = path or (self._checkpoint.path if self._checkpoint is not None else None)
         if found is None:
-            return []
+            return None
         try:
             return found.read_text("utf-8", errors="replace").splitlines()
         except OSError as error:
@@ -158,16 +171,45 @@ class Store:
         return other
 
     def _begin_audit(self, now: Instant) -> None:
-        """Begin the chain of a new file, or of one from before there was one; take note of a key that is new to it."""
+        """Begin the chain of a new file, or of one from before there was one; tell the checkpoint file where it is."""
         with self.db.snapshot() as tx:
-            settings = settings_of(tx)
-        known, own = settings.get("audit_key"), self.signer
-        if self.db.read_only or (
-            known is not None and (known or own.secret(bytes.fromhex(settings["file_id"])) is None)
-        ):
+            begun = KEY in settings_of(tx)
+        if self.db.read_only:
             return
-        with self.db.write() as tx:  # another process may have been faster
-            trail_of(tx, own, now).close()
+        if not begun:
+            with self.db.write() as tx:
+                begin(tx, self.signer, now)
+        if self._checkpoint is None:
+            return
+        self._checkpoint.touch()
+        with self.db.snapshot() as tx, contextlib.suppress(KeyRefusedError):  # who may not write makes no mark
+            trail = Trail(tx, self.signer, now)
+            if self._checkpoint.last_head() != trail.head.hash.hex():
+                self._checkpoint.append(trail)
+
+    def is_signed_by(self, signer: Signer) -> bool:
+        """Whether the file says that its chain is signed with this key, or with none where it has none."""
+        with self.snapshot() as tx:
+            settings = settings_of(tx)
+        try:
+            return settings.get(KEY, "") == key_id_of(signer.secret(bytes.fromhex(settings[FILE])))
+        except (KeyError, ValueError):
+            raise AuditError(BROKEN) from None
+
+    def sign_audit(self, previous: Signer, now: Instant) -> None:
+        """Sign the chain with this store's key from now on, after it was verified with the one so far.
+
+        AuditError where it does not verify: to sign it would vouch for it.
+        """
+        lines = self.checkpoint_lines()
+        with self.write() as tx:
+            problems = verify(tx, previous, lines).problems
+            if problems:
+                raise AuditError(f"the chain does not verify, so it was not signed: {'; '.join(problems[:3])}")
+            trail = Trail(tx, self.signer, now, replacing=previous)
+            trail.close()
+        if self._checkpoint is not None:
+            self._checkpoint.append(trail)
 
     @contextlib.contextmanager
     def snapshot(self, *, fresh: bool = False) -> Iterator[Tx]:
@@ -270,7 +312,7 @@ class Store:
         """Delete everything in the file but the audit chain, history included; returns how many memories there were."""
         with self.change(now) as (tx, trail):
             (count,) = tx.execute("select count(*) from memory").fetchone()
-            trail.add("reset", detail={"memories": count, TEXTS_GONE: count_texts(tx)})
+            trail.add("reset", detail={"memories": count, GONE: ranges(text_entries(tx))})
             tx.execute("delete from memory_vec")
             tx.execute("delete from turn_vec")
             tx.execute("delete from passage")
@@ -283,11 +325,6 @@ class Store:
             for index in ("memory_fts", "turn_fts"):  # 'delete-all' leaves other connections with a stale structure
                 tx.execute(f"insert into {index} ({index}) values ('rebuild')")
             return int(count)
-
-
-def settings_of(tx: Tx) -> dict[str, str]:
-    """What the file says of itself by name; nothing in a new one."""
-    return dict(tx.execute("select name, value from setting").fetchall())
 
 
 def identity(embedder: Embedder) -> dict[str, str]:
@@ -329,28 +366,22 @@ def _insert_episode(
             expires_at,
         ),
     )
-    tx.executemany(
-        "insert into message (episode_id, position, role, name, content, grams, salt) values (?, ?, ?, ?, ?, ?, ?)",
-        [
-            (
-                episode_id,
-                i,
-                m.role,
-                m.name,
-                m.content,
-                rank.grams(m.content) if mode == "infer" else None,
-                trail.text("turn", m.content, owner=scope.owner, subject=episode_id, number=i),
-            )
-            for i, m in enumerate(messages)
-        ],
-    )
+    for i, m in enumerate(messages):
+        ids = (scope.user_id, scope.agent_id, scope.run_id)
+        entry, salt = trail.text("turn", Text("message", scope.owner, episode_id, i, *ids, m.role, m.name, m.content))
+        grams = rank.grams(m.content) if mode == "infer" else None
+        tx.execute(
+            "insert into message (episode_id, position, role, name, content, grams, entry, salt) "
+            "values (?, ?, ?, ?, ?, ?, ?, ?)",
+            (episode_id, i, m.role, m.name, m.content, grams, entry, salt),
+        )
     return episode_id
 
 
 def _episode_state(tx: Tx, episode_id: EpisodeId) -> str:
     row = tx.execute("select state from episode where id = ?", (episode_id,)).fetchone()
     if row is None:
-        raise NotFoundError(f"no episode has the id {episode_id}; the store was reset meanwhile")
+        raise NotFoundError(f"no episode has the id {episode_id}; the store was reset or purged meanwhile")
     return str(row[0])
 
 

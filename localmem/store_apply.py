@@ -15,7 +15,7 @@ from localmem import rank, store_passages
 from localmem import store_forgetting as forgetting
 from localmem.db import Tx
 from localmem.errors import ConflictError, NotFoundError
-from localmem.store_audit import Trail
+from localmem.store_audit import Text, Trail
 from localmem.store_words import delete_fts, insert_fts
 from localmem.types import (
     FOREVER,
@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 USER_REQUEST = "user_request"  # tombstone reason: the person asked to forget it
 FORGET = "forget"  # guard of a forget request's decision: its text repeats words that are being taken back
 RETRACTION = "retraction"  # reason of the unseen tombstone that an ending leaves of what was not known
-_REASONS = (USER_REQUEST, RETRACTION, "manual", "model")  # of deletions, as the audit chain names them
+_REASONS = (USER_REQUEST, RETRACTION, "retracted", "manual")  # of deletions, as the audit chain names them
 
 
 class OwnerMovedError(ConflictError):
@@ -180,10 +180,12 @@ class Changes:
         vector = vector or blob_of(self.plan.vectors[text])
         row = _memory_row(self.tx, memory_id)
         reason = {"reason": self.plan.reason}
-        salt = self.trail.text(op, text, **self._named(row), number=number, decision_id=log_id, detail=reason)
+        place = (row.user_id, row.agent_id, row.run_id, row.actor, None)
+        which = Text("version", self._token(row.owner_id), row.id, number, *place, text)
+        entry, salt = self.trail.text(op, which, decision_id=log_id, detail=reason)
         self.tx.execute(
             "insert into version (id, memory_id, number, text, hash, grams, words, valid_from, valid_to, "
-            "recorded_at, superseded_at, reason, decision_id, salt) values (?,?,?,?,?,?,?,?,?,?,?,?,?,?)",
+            "recorded_at, superseded_at, reason, decision_id, entry, salt) values (?,?,?,?,?,?,?,?,?,?,?,?,?,?,?)",
             (
                 version_id,
                 memory_id,
@@ -198,6 +200,7 @@ class Changes:
                 superseded_at,
                 self.plan.reason,
                 log_id,
+                entry,
                 salt,
             ),
         )
@@ -343,7 +346,7 @@ class Changes:
             "where id = ?",
             (self.now, event_at, why, log_id, memory_id),
         )
-        reason = why if why in _REASONS else "merged"  # which would name another memory
+        reason = "merged" if why.startswith("merged") else why if why in _REASONS else "model"
         self.trail.add("delete", **self._named(self._row(memory_id)), decision_id=log_id, detail={"reason": reason})
 
     def _retire(self, row: _Row, *, valid_to: Instant) -> None:
@@ -431,6 +434,7 @@ class Changes:
         """Said before its author asked to forget it, heard after: it goes the same way at once."""
         if fact.span is not None and fact.span.message in self.messages:
             forgetting.suppress_message(self.tx, self.now, self.messages[fact.span.message])
+            self.trail.add("suppress", **self._named(row))
         return Change(Op.NOOP, row.id, "", reason="taken back by its author")
 
     # -- shared
@@ -446,10 +450,12 @@ class Changes:
 
     def _named(self, row: _Row) -> dict[str, Any]:
         """Whose a memory is and which, as an entry of the audit chain is told."""
-        if row.owner_id not in self._tokens:
-            [(token,)] = self.tx.execute("select token from owner where id = ?", (row.owner_id,)).fetchall()
-            self._tokens[row.owner_id] = token
-        return {"owner": self._tokens[row.owner_id], "subject": row.id}
+        return {"owner": self._token(row.owner_id), "subject": row.id}
+
+    def _token(self, owner: int) -> str:
+        if owner not in self._tokens:
+            [(self._tokens[owner],)] = self.tx.execute("select token from owner where id = ?", (owner,)).fetchall()
+        return self._tokens[owner]
 
     def _row(self, memory_id: MemoryId) -> _Row:
         return _memory_row(self.tx, memory_id)
@@ -500,8 +506,10 @@ class _Row:
 
     id: MemoryId
     owner_id: int
+    user_id: str | None
     agent_id: str | None
     run_id: str | None
+    actor: str
     expires_at: Instant | None
     deleted_at: Instant | None
     delete_event_at: Instant | None
@@ -517,8 +525,8 @@ class _Row:
 def _memory_row(tx: Tx, memory_id: MemoryId) -> _Row:
     """Raises NotFoundError for an unknown id. Inside an insert the head may not be there yet: its fields are empty."""
     row = tx.execute(
-        "select m.id, m.owner_id, m.agent_id, m.run_id, m.expires_at, m.deleted_at, m.delete_event_at, "
-        "m.delete_reason, m.head, "
+        "select m.id, m.owner_id, m.user_id, m.agent_id, m.run_id, m.actor, m.expires_at, "
+        "m.deleted_at, m.delete_event_at, m.delete_reason, m.head, "
         "coalesce(v.number, 0), coalesce(v.text, ''), v.grams, coalesce(v.valid_from, 0), coalesce(v.recorded_at, 0) "
         "from memory m left join version v on v.id = m.head where m.id = ?",
         (memory_id,),

@@ -2,9 +2,16 @@
 
 from __future__ import annotations
 
-from localmem.errors import CorruptFileError
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+from localmem.db import translate
+from localmem.errors import CorruptFileError, NotOurFileError
 from localmem.store import Store
 from localmem.types import FOREVER
+
+if TYPE_CHECKING:
+    from localmem.db import Tx
 
 # Each statement selects what is wrong: a name for it (an id or a number), nothing when all is well.
 INVARIANTS: dict[str, str] = {
@@ -98,16 +105,50 @@ INVARIANTS: dict[str, str] = {
 
 
 def check(store: Store) -> list[str]:
-    """Broken invariants as sentences with up to three examples each; [] for a sound file."""
+    """Broken invariants as sentences with up to three examples each; [] for a sound file.
+
+    What can't be read is such a sentence too: a damaged page must not hide what is wrong elsewhere.
+    """
     found: list[str] = []
-    with store.snapshot(fresh=True) as tx:
-        found += [f"SQLite: {row}" for (row,) in tx.execute("pragma integrity_check(10)") if row != "ok"]
-        found += [f"foreign key of {row[0]} row {row[1]}" for row in tx.execute("pragma foreign_key_check")]
-        for sentence, statement in INVARIANTS.items():
-            rows = [str(row) for (row,) in tx.execute(f"{statement} limit 3")]
-            if rows:
-                found.append(f"{sentence}: {', '.join(rows)}")
-    return found + ([] if store.db.read_only else _check_words(store))
+    try:
+        with store.snapshot(fresh=True) as tx:
+            found += _looked_at(tx)
+    except CorruptFileError as error:  # not even its settings can be read
+        return [str(error)]
+    found += [] if store.db.read_only else _check_words(store)
+    return [*found, RESTORE] if any(each.startswith("SQLite: ") for each in found) else found
+
+
+RESTORE = (
+    "the file is damaged: restore a backup, or run `localmem salvage OUT`, which writes a new file of what is left"
+)
+
+
+def _looked_at(tx: Tx) -> list[str]:
+    rows = [str(row) for (row,) in _asked(tx, "pragma integrity_check(10)") if row != "ok"]
+    found = [f"SQLite: {row.removeprefix(_WHERE).replace(chr(10), '; ')}" for row in rows]
+    for row in _asked(tx, "pragma foreign_key_check"):
+        found.append(f"foreign key of {row[0]} row {row[1]}" if len(row) > 1 else f"foreign keys: {row[0]}")
+    for sentence, statement in INVARIANTS.items():
+        examples = [str(row) for (row,) in _asked(tx, f"{statement} limit 3")]
+        if examples:
+            found.append(f"{sentence}: {', '.join(examples)}")
+    return found
+
+
+_WHERE = "*** in database main ***\n"
+
+
+def _asked(tx: Tx, statement: str) -> Iterator[tuple[Any, ...]]:
+    """The rows; where the file itself stops them, a last one that says so."""
+    try:
+        yield from tx.execute(statement)
+    except Exception as error:
+        cause: Any = error
+        of_the_file = isinstance(translate(cause, "", 0), CorruptFileError | NotOurFileError)
+        if not of_the_file and type(error).__name__ != "SQLError":  # as sqlite-vec says of its broken tables
+            raise
+        yield (f"not all of it can be read ({type(error).__name__})",)
 
 
 def _check_words(store: Store) -> list[str]:

@@ -10,7 +10,7 @@ import json
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeGuard
 
 from localmem.needles import NEEDLE_BYTES_MIN, RECORDS_MAX, Needles, spread, text_needles, vector_needles
 from localmem.store_apply import new_id, to_json
@@ -42,7 +42,8 @@ REGISTRY: dict[str, dict[str, str]] = {
     "message": {
         **dict.fromkeys(("content", "grams"), TEXT),
         "name": SCOPE,
-        **dict.fromkeys(("id", "episode_id", "position", "role", "suppressed_at", "dropped_at", "salt"), PLAIN),
+        **dict.fromkeys(("id", "episode_id", "position", "role", "suppressed_at"), PLAIN),
+        **dict.fromkeys(("dropped_at", "entry", "salt"), PLAIN),
     },
     "memory": {
         **dict.fromkeys(("user_id", "agent_id", "run_id"), SCOPE),
@@ -60,7 +61,7 @@ REGISTRY: dict[str, dict[str, str]] = {
         **dict.fromkeys(
             (
                 "id", "memory_id", "number", "words", "valid_from", "valid_to", "recorded_at", "superseded_at",
-                "reason", "decision_id", "suppressed", "salt",
+                "reason", "decision_id", "suppressed", "entry", "salt",
             ),
             PLAIN,
         ),
@@ -116,6 +117,7 @@ class Selection:
         return "requested" if self.requested else "memories" if self.memories else "scope"
 
 
+_WITHIN = "(?1 is null or user_id = ?1) and (?2 is null or agent_id = ?2) and (?3 is null or run_id = ?3)"
 _TEMPORARY = {  # ids of what goes, in memory
     "gone_memory": "text",
     "gone_version": "integer",
@@ -123,6 +125,25 @@ _TEMPORARY = {  # ids of what goes, in memory
     "gone_episode": "text",
     "gone_decision": "integer",
 }
+
+
+def waiting(tx: Tx, scope: Scope | None) -> int:
+    """How many episodes are not read yet, whose words a request to forget in them may mean as well."""
+    ids = (None, None, None) if scope is None else (scope.user_id, scope.agent_id, scope.run_id)
+    [(count,)] = tx.execute(f"select count(*) from episode where state = 'pending' and {_WITHIN}", ids).fetchall()
+    return int(count)
+
+
+def has_requested(tx: Tx, scope: Scope | None) -> bool:
+    """Whether there is anything that people asked to forget."""
+    ids = (None, None, None) if scope is None else (scope.user_id, scope.agent_id, scope.run_id)
+    row = tx.execute(
+        f"select 1 from memory where delete_reason = 'user_request' and {_WITHIN} union all "
+        f"select 1 from episode e where {_WITHIN} and exists (select 1 from message t where t.episode_id = e.id "
+        "and t.suppressed_at is not null and t.dropped_at is null) limit 1",
+        ids,
+    ).fetchone()
+    return row is not None
 
 
 def select(tx: Tx, selection: Selection) -> int:
@@ -145,10 +166,9 @@ def select(tx: Tx, selection: Selection) -> int:
 
 def _select_scope(tx: Tx, scope: Scope) -> None:
     """Each id given must match, as in reading; ids not given are free."""
-    where = "(?1 is null or user_id = ?1) and (?2 is null or agent_id = ?2) and (?3 is null or run_id = ?3)"
     ids = (scope.user_id, scope.agent_id, scope.run_id)
-    tx.execute(f"insert into temp.gone_memory select id from memory where {where}", ids)
-    tx.execute(f"insert into temp.gone_episode select id from episode where {where}", ids)
+    tx.execute(f"insert into temp.gone_memory select id from memory where {_WITHIN}", ids)
+    tx.execute(f"insert into temp.gone_episode select id from episode where {_WITHIN}", ids)
     tx.execute(
         "insert into temp.gone_message select id from message where episode_id in (select id from temp.gone_episode)"
     )
@@ -163,19 +183,19 @@ def _select_scope(tx: Tx, scope: Scope) -> None:
 def _select_memories(tx: Tx, selection: Selection) -> None:
     if selection.requested:
         scope = selection.scope or Scope()
-        where = "(?1 is null or user_id = ?1) and (?2 is null or agent_id = ?2) and (?3 is null or run_id = ?3)"
         ids = (scope.user_id, scope.agent_id, scope.run_id)
         tx.execute(
-            f"insert into temp.gone_memory select id from memory where delete_reason = 'user_request' and {where}", ids
+            f"insert into temp.gone_memory select id from memory where delete_reason = 'user_request' and {_WITHIN}",
+            ids,
         )
         tx.execute(
             "insert into temp.gone_message select id from message where suppressed_at is not null "
-            f"and dropped_at is null and episode_id in (select id from episode where {where})",
+            f"and (dropped_at is null or name is not null) and episode_id in (select id from episode where {_WITHIN})",
             ids,
         )
         tx.execute(
             "insert into temp.gone_decision select id from decision where suppressed = 1 "
-            f"and episode_id in (select id from episode where {where})",
+            f"and episode_id in (select id from episode where {_WITHIN})",
             ids,
         )
     else:
@@ -185,21 +205,32 @@ def _select_memories(tx: Tx, selection: Selection) -> None:
         )
     _select_versions(tx)
     tx.execute(  # the turns they were said in, and the assistant's answers to these, which repeat them
-        "insert or ignore into temp.gone_message select t.id from evidence e join message t on t.id = e.message_id "
-        "where e.version_id in (select id from temp.gone_version) and t.dropped_at is null"
+        "insert or ignore into temp.gone_message select message_id from evidence "
+        "where version_id in (select id from temp.gone_version)"
     )
     tx.execute(
         "insert or ignore into temp.gone_message select a.id from message t join message a "
         "on a.episode_id = t.episode_id and a.position > t.position "
-        "where t.id in (select id from temp.gone_message) and t.role = 'user' and a.role = 'assistant' "
-        "and a.dropped_at is null"
+        "where t.id in (select id from temp.gone_message) and t.role = 'user' and a.role = 'assistant'"
     )
+    tx.execute(  # an ending leaves an unseen tombstone of what had ended, whose id nobody knows
+        "insert or ignore into temp.gone_memory select m.id from evidence e join version v on v.id = e.version_id "
+        "join memory m on m.id = v.memory_id where e.message_id in (select id from temp.gone_message) "
+        "and m.delete_reason = 'retraction'"
+    )
+    _select_versions(tx)
     _select_decisions(tx)
+    tx.execute(  # that a request was carried out must be known until the rest of its message is read
+        "delete from temp.gone_decision where id in (select d.id from decision d "
+        "join episode e on e.id = d.episode_id where e.state = 'pending' "
+        "and exists (select 1 from json_each(d.guards) where value = 'forget'))"
+    )
 
 
 def _select_versions(tx: Tx) -> None:
     tx.execute(
-        "insert into temp.gone_version select id from version where memory_id in (select id from temp.gone_memory)"
+        "insert or ignore into temp.gone_version select id from version "
+        "where memory_id in (select id from temp.gone_memory)"
     )
 
 
@@ -225,13 +256,13 @@ def _select_decisions(tx: Tx) -> None:
 # -------------------------------------------------------------------- erasing
 
 
-def texts(tx: Tx) -> int:
-    """How many texts that the audit chain commits to go with the selection."""
-    [(count,)] = tx.execute(
-        "select (select count(*) from temp.gone_version) + (select count(*) from message where salt is not null "
-        "and id in (select id from temp.gone_message))"
-    ).fetchall()
-    return int(count)
+def text_entries(tx: Tx) -> list[int]:
+    """The entries of the audit chain that commit to texts of the selection."""
+    rows = tx.execute(
+        "select entry from version where id in (select id from temp.gone_version) "
+        "union all select entry from message where id in (select id from temp.gone_message)"
+    )
+    return [entry for (entry,) in rows if entry is not None]
 
 
 def erase(tx: Tx, now: Instant) -> dict[str, int]:
@@ -313,13 +344,25 @@ _ERASING: tuple[tuple[str, str], ...] = (
     ("message", "delete from message where episode_id in (select id from temp.gone_episode)"),
     (
         "message",
-        "update message set content = '', grams = null, name = null, salt = null, dropped_at = :now "
-        f"where id in {_STAYING}",
+        "update message set content = '', grams = null, name = null, entry = null, salt = null, "
+        f"dropped_at = coalesce(dropped_at, :now) where id in {_STAYING}",
     ),
     ("episode", "delete from episode where id in (select id from temp.gone_episode)"),
+    (
+        "",
+        "update decision set targets = (select json_group_array(value) from json_each(targets) "
+        "where value not in (select id from temp.gone_memory)) where exists (select 1 from json_each(targets) "
+        "where value in (select id from temp.gone_memory))",
+    ),
+    (  # it was given for what went, too; what still waits in the talk needs it
+        "",
+        "update episode set metadata = '{}' where id in (select episode_id from message "
+        "where id in (select id from temp.gone_message)) and (state = 'done' or not exists "
+        "(select 1 from message t where t.episode_id = episode.id and t.dropped_at is null))",
+    ),
     (  # nothing is left of what was added there
         "",
-        "update episode set metadata = '{}', state = 'done', error = null where id in (select episode_id from message "
+        "update episode set state = 'done', error = null where id in (select episode_id from message "
         "where id in (select id from temp.gone_message)) and not exists (select 1 from message t "
         "where t.episode_id = episode.id and t.dropped_at is null)",
     ),
@@ -346,6 +389,8 @@ def traces(tx: Tx) -> tuple[list[str], int]:
         terms += read
         if strange:
             found.append(f"{strange} terms of {index} that stand in no text")
+        else:  # every term is compared with the texts: CorruptFileError where they differ
+            tx.execute(f"insert into {index} ({index}, rank) values ('integrity-check', 1)")
     return found, terms
 
 
@@ -371,22 +416,26 @@ _TRACES = {
     ),
     "turns with words": (
         "select 1 from message where id in (select id from temp.gone_message) "
-        "and (content <> '' or grams is not null or name is not null or salt is not null)"
+        "and (content <> '' or grams is not null or name is not null or salt is not null or entry is not null)"
     ),
     "episodes": "select 1 from episode where id in (select id from temp.gone_episode)",
 }
 
 
-def needles(tx: Tx) -> list[tuple[Record, bytes]]:
-    """Pieces of what was selected, to be sought in the raw file: of at most RECORDS_MAX rows, evenly spread."""
+def needles(tx: Tx) -> tuple[list[tuple[Record, bytes]], int]:
+    """Pieces of what was selected, to be sought in the raw file, of at most RECORDS_MAX rows, evenly spread; and of how
+    many rows they are a sample."""
+    rows = {name: tx.execute(ids).fetchall() for name, ids, _ in _SOUGHT}
     found: list[tuple[Record, bytes]] = []
-    most = RECORDS_MAX // len(_SOUGHT)
-    for name, ids, statement in _SOUGHT:
-        for (row,) in spread(tx.execute(ids).fetchall(), most):
+    left = RECORDS_MAX
+    for place, (name, _, statement) in enumerate(sorted(_SOUGHT, key=lambda sought: len(rows[sought[0]]))):
+        chosen = spread(rows[name], max(2, left // (len(_SOUGHT) - place)))  # what few rows leave, others may use
+        left -= len(chosen)
+        for (row,) in chosen:
+            record: Record = f"{name} {row}"
             for values in tx.execute(statement, (row,)).fetchall():
-                record: Record = f"{name} {row}"
                 found += [(record, piece) for value in values for piece in _pieces(value)]
-    return found
+    return found, sum(map(len, rows.values()))
 
 
 def _pieces(value: str | bytes | None) -> Iterator[bytes]:
@@ -421,9 +470,27 @@ _SOUGHT: tuple[tuple[str, str, str], ...] = (
         "union all select metadata from episode where id = ?1 and metadata <> '{}'",
     ),
     (
-        "passage",
-        "select id from temp.gone_version union select id from temp.gone_message",
-        "select vector from passage where id = ? limit 4",
+        "passage of version",
+        "select distinct id from passage where kind = 'memory_vec' and id in (select id from temp.gone_version)",
+        "select vector from passage where kind = 'memory_vec' and id = ? limit 4",
+    ),
+    (
+        "passage of message",
+        "select distinct id from passage where kind = 'turn_vec' and id in (select id from temp.gone_message)",
+        "select vector from passage where kind = 'turn_vec' and id = ? limit 4",
+    ),
+    (
+        "new vector",
+        "select distinct id from reembedded where kind = 'memory_vec' and id in (select id from temp.gone_version)",
+        "select vector from reembedded where kind = 'memory_vec' and id = ? limit 4",
+    ),
+    (
+        "agent or run",
+        "select agent_id from memory where id in (select id from temp.gone_memory) and agent_id is not null "
+        "union select run_id from memory where id in (select id from temp.gone_memory) and run_id is not null "
+        "union select agent_id from episode where id in (select id from temp.gone_episode) and agent_id is not null "
+        "union select run_id from episode where id in (select id from temp.gone_episode) and run_id is not null",
+        "select ?",
     ),
     (
         "owner",
@@ -444,11 +511,17 @@ def still_said(tx: Tx, sought: Needles) -> set[bytes]:
 
 
 def _staying(tx: Tx) -> Iterator[bytes]:
-    """All that the file holds of people, value by value."""
-    for table, columns in REGISTRY.items():
-        wanted = [name for name, kind in columns.items() if kind in (TEXT, VECTOR, SCOPE)]
-        for row in tx.execute(f"select {', '.join(wanted)} from {table}") if wanted else ():
-            yield from (value.encode() if isinstance(value, str) else value for value in row if value is not None)
+    """All that the file says, value by value; its own words (states, roles, names of columns) too."""
+    wanted = {
+        table: [name for name, kind in columns.items() if kind is not INDEX] for table, columns in REGISTRY.items()
+    }
+    for table, names in {**wanted, "sqlite_schema": ["sql"]}.items():
+        for row in tx.execute(f"select {', '.join(names)} from {table}") if names else ():
+            yield from (value.encode() if isinstance(value, str) else value for value in row if _is_text(value))
+
+
+def _is_text(value: object) -> TypeGuard[str | bytes]:
+    return isinstance(value, str | bytes)
 
 
 def _batches(values: Iterator[bytes]) -> Iterator[list[bytes]]:
@@ -478,6 +551,12 @@ def note_reason(tx: Tx, purge_id: str, reason: str) -> None:
     tx.execute("update purge set reason = ? where id = ?", (reason, purge_id))
 
 
+def certificate_of(tx: Tx, purge_id: str) -> Any:
+    """The certificate of a purge that is done, else None."""
+    [(certificate,)] = tx.execute("select certificate from purge where id = ?", (purge_id,)).fetchall()
+    return None if certificate is None else json.loads(certificate)
+
+
 def note_done(tx: Tx, purge_id: str, certificate: JSON) -> None:
     """Put down the certificate of a purge; what its needles were sealed with goes."""
     tx.execute(
@@ -490,7 +569,7 @@ def purges(tx: Tx, state: str | None = None) -> list[dict[str, Any]]:
     """The purges of the file in a state, or all, oldest first."""
     rows = tx.execute(
         "select id, at, state, reason, detail, secret, certificate from purge "
-        "where ?1 is null or state = ?1 order by id",
+        "where ?1 is null or state = ?1 order by detail ->> 'entry', id",
         (state,),
     )
     return [

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from localmem import rank, store_passages, store_pools
 from localmem.config import RETENTIONS
 from localmem.filters import Condition
-from localmem.store_audit import TEXTS_GONE
+from localmem.store_audit import GONE, ranges
 from localmem.store_words import delete_fts
 from localmem.types import Scope, TurnRecord
 
@@ -188,9 +188,11 @@ def drop_turns(tx: Tx, trail: Trail, now: Instant, episode_id: EpisodeId | None 
         "join decision d on d.episode_id = t.episode_id and d.message = t.position)",
         (ids,),
     )
+    entries = tx.execute(f"select entry from message where entry is not null and id {these}", (ids,)).fetchall()
+    if entries:
+        trail.add("drop", detail={"retention": retention, GONE: ranges(entry for (entry,) in entries)})
     tx.execute(
-        f"update message set content = '', grams = null, salt = null, dropped_at = ? where id {these}", (now, ids)
+        f"update message set content = '', grams = null, entry = null, salt = null, dropped_at = ? where id {these}",
+        (now, ids),
     )
-    if rows:
-        trail.add("drop", detail={"retention": retention, TEXTS_GONE: len(rows)})
     return len(rows)

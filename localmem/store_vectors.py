@@ -7,8 +7,9 @@ from collections.abc import Callable, Mapping, Sequence
 from localmem import store_passages
 from localmem.db import Database, Tx, sql_file
 from localmem.errors import ConflictError
-from localmem.store import Store, identity, settings_of
+from localmem.store import Store, identity
 from localmem.store_apply import blob_of
+from localmem.store_audit import settings_of
 from localmem.types import FOREVER, Embedder
 
 BATCH = 64  # texts embedded between two commits of reembed()

@@ -70,16 +70,18 @@ class Surface(Custody):
                 place = f"messages[{i}].content"
                 inputs.clean_text(message.content, place, bytes_max=limits.memory_bytes_max, limit="memory_bytes_max")
         event_at = inputs.instant(timestamp, "timestamp")
-        added = (remember if infer else store_verbatim)(
-            self._engine,
-            scope,
-            said,
-            event_at=self._engine.clock() if event_at is None else event_at,
-            metadata=inputs.metadata(metadata, limits),
-            expires_at=inputs.instant(expires_at, "expires_at"),
-        )
+        try:
+            added = (remember if infer else store_verbatim)(
+                self._engine,
+                scope,
+                said,
+                event_at=self._engine.clock() if event_at is None else event_at,
+                metadata=inputs.metadata(metadata, limits),
+                expires_at=inputs.instant(expires_at, "expires_at"),
+            )
+        finally:  # a request is carried out before the rest of its message is read, which may fail
+            self._erase_forgotten(scope)
         told = [shapes.change_dict(change) for change in added.changes if change.event is not Op.NOOP]
-        self._erase_forgotten(scope, added.changes)
         return Results(results=told, episode_id=added.episode_id)
 
     def update(
@@ -166,7 +168,7 @@ class Surface(Custody):
         purges = self.finish_purges() if scope is None and limit is None else []
         done = resume(self._engine, scope, most)
         told = [shapes.change_dict(c) for added in done for c in added.changes if c.event is not Op.NOOP]
-        self._erase_forgotten(scope, [change for added in done for change in added.changes])
+        self._erase_forgotten(scope)
         complete = sum(each["complete"] for each in purges)
         return Results(results=told, episodes=len(done), purges=complete)
 
@@ -313,7 +315,7 @@ class Surface(Custody):
             limit = inputs.limit(limit, "limit", self._engine.limits)
         with self._engine.store.snapshot() as tx:
             found = store_read.decisions(tx, scope, episode_id=episode_id, unsupported=unsupported, limit=limit)
-        self._shown("decisions", scope, [])
+        self._shown("decisions", scope, list(dict.fromkeys(each for one in found for each in one.targets)))
         return [shapes.decision_dict(decision) for decision in found]
 
     def pending(self, **ids: Any) -> list[Shape]:

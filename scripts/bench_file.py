@@ -3,7 +3,7 @@
     python scripts/bench_file.py [--memories 100000] [--owners 20] [--queries 200] [--out FILE]
 
 Opening: with and without a key, the first connection of a process and each further one (median of 9 processes).
-Search: the same store plain and encrypted, warm, and the first search after another process has written. Purge: one
+Search: the same store plain and encrypted, in turn, warm, and right after another process has written. Purge: one
 owner of many, then everything: of all memories; with the parts it is made of. Invented memories and vectors, as in
 bench_search.py, so that no model is timed.
 """
@@ -97,7 +97,7 @@ def stores(folder: Path, given: argparse.Namespace) -> dict[str, Any]:
         "filling_s": filling(),
         "megabytes": round(plain.stat().st_size / 1e6, 1),
         "encrypting_s": encrypting(),
-        "search_ms": {"plain": searching(plain, given), "encrypted": searching(hidden, given, key=KEY)},
+        "search_ms": searching(plain, hidden, given),
         "verify_s": {},
         "purge_s": {},
     }
@@ -125,40 +125,60 @@ def fill(path: Path, memories: int, owners: int) -> None:
             memory.add(texts[start : start + BATCH], user_id=owner, agent_id="bench", infer=False)
 
 
-def searching(path: Path, given: argparse.Namespace, **options: Any) -> dict[str, float]:
-    """Milliseconds (median): warm, and right after another process wrote."""
+def searching(plain: Path, hidden: Path, given: argparse.Namespace) -> dict[str, Any]:
+    """Milliseconds (median), the two stores in turn: of one owner, all of whose pages stay in the cache; of all owners,
+    whose pages do not; and of one owner right after another process wrote."""
     asked = questions(given.queries)
-    write = (
+    with opened(plain) as one, opened(hidden, key=KEY) as other:
+        memories = {"plain": one, "encrypted": other}
+
+        def ask(name: str, n: int, owner: int) -> float:
+            began = time.perf_counter()
+            memories[name].search(asked[n % len(asked)], user_id=f"owner{owner}", limit=LIMIT)
+            return (time.perf_counter() - began) * 1000
+
+        def compared(owners: int, before: Callable[[str], None] = lambda name: None) -> dict[str, float]:
+            times: dict[str, list[float]] = {name: [] for name in memories}
+            for n in range(given.queries + 2 * owners):
+                for name in memories:
+                    before(name)
+                    took = ask(name, n, n % owners)
+                    if n >= 2 * owners:  # those before warm the caches
+                        times[name].append(took)
+            return {name: round(statistics.median(each), 2) for name, each in times.items()}
+
+        found = {"one owner": compared(1), f"all {given.owners} in turn": compared(given.owners)}
+        with writing(plain) as write_plain, writing(hidden, key=KEY) as write_hidden:
+            writers = {"plain": write_plain, "encrypted": write_hidden}
+            found["one owner, after another process wrote"] = compared(1, lambda name: writers[name]())
+    return found
+
+
+@contextmanager
+def writing(path: Path, **options: Any) -> Iterator[Callable[[], None]]:
+    """A call that has another process write a memory."""
+    code = (
         "import sys, json; sys.path.insert(0, sys.argv[1]); from bench_file import opened\n"
         "with opened(sys.argv[2], **json.loads(sys.argv[3])) as memory:\n"
         "    for line in sys.stdin:\n"
         "        memory.add(line.strip(), user_id='owner1', agent_id='bench', infer=False); print('done', flush=True)\n"
     )
     arguments = [str(Path(__file__).parent), str(path), json.dumps(options)]
-    other = subprocess.Popen(
-        [sys.executable, "-c", write, *arguments], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    process = subprocess.Popen(
+        [sys.executable, "-c", code, *arguments], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     )
-    assert other.stdin is not None
-    assert other.stdout is not None
-    with opened(path, **options) as memory:
+    assert process.stdin is not None
+    assert process.stdout is not None
+    told, answers = process.stdin, process.stdout
 
-        def ask(n: int) -> float:
-            began = time.perf_counter()
-            memory.search(asked[n % len(asked)], user_id=f"owner{n % given.owners}", limit=LIMIT)
-            return (time.perf_counter() - began) * 1000
+    def write() -> None:
+        told.write(f"written meanwhile {time.perf_counter_ns()}\n")
+        told.flush()
+        answers.readline()
 
-        for n in range(2 * given.owners):
-            ask(n)
-        warm = [ask(n) for n in range(given.queries)]
-        after = []
-        for n in range(40):
-            other.stdin.write(f"written meanwhile {n}\n")
-            other.stdin.flush()
-            other.stdout.readline()
-            after.append(ask(n))
-        other.stdin.close()
-        other.wait()
-    return {"warm": round(statistics.median(warm), 2), "after another wrote": round(statistics.median(after), 2)}
+    yield write
+    told.close()
+    process.wait()
 
 
 @contextmanager

@@ -44,7 +44,7 @@ def test_everything_of_a_person_goes_with_a_certificate(filled: Run, tmp_path: P
     assert "0 found" in done.out
     assert "not signed" in done.out
     assert stat.S_IMODE(file.stat().st_mode) == 0o600
-    assert filled("audit", "certificate", str(file)).out == "ok\n"
+    assert filled("audit", "certificate", str(file)).out == "ok, but not signed: anybody could have made it\n"
     assert ids(filled, "ann") == []
     assert len(ids(filled, "ben")) == 1
     assert CANARY.encode() not in store(tmp_path).read_bytes()
@@ -137,6 +137,15 @@ def test_who_did_what(filled: Run) -> None:
     filled("search", "goats", "--user", "ann", "--actor", "desk two")
     last = filled("audit", "export", "--json").json["entries"][-2]
     assert (last["op"], last["actor"], len(last["detail"]["seen"])) == ("search", "desk two", 2)
+    goats = next(
+        each["id"] for each in filled("list", "--user", "ann", "--json").json["results"] if "goats" in each["memory"]
+    )
+    about = [
+        each["op"] for each in filled("audit", "export", "--user", "ann", "--memory", goats, "--json").json["entries"]
+    ]
+    assert [op for op in about if op != "get_all"] == ["add", "search"]
+    table = [line.split("\t") for line in filled("audit", "list", "--user", "ann").out.splitlines()]
+    assert [row[2:] for row in table if row[3] == "search"] == [["desk two", "search", "2 memories"]]
     verified = filled("audit", "verify")
     assert verified.code == 0
     assert "not signed: a checksum" in verified.out
@@ -150,7 +159,12 @@ def test_a_signed_chain_and_its_checkpoints(run: Run, tmp_path: Path) -> None:  
     run("add", "--no-infer", "Ann keeps goats", *signed)
     run("add", "--no-infer", "Ann keeps bees", *signed)
     found = run("audit", "verify", *signed, "--json").json
-    assert (found["ok"], found["signed"], found["entries"], found["checkpoints"]) == (True, 5, 5, 2)
+    assert (found["ok"], found["signed"], found["entries"], found["checkpoints"]) == (
+        True,
+        5,
+        5,
+        3,
+    )  # one when it was opened
     refused = run("add", "--no-infer", "Ann keeps cats")
     assert refused.code == 1
     assert "LOCALMEM_AUDIT_KEY_FILE" in refused.err
@@ -161,6 +175,23 @@ def test_a_signed_chain_and_its_checkpoints(run: Run, tmp_path: Path) -> None:  
     cut = run("audit", "verify", *signed)
     assert cut.code == 1
     assert "its end was cut off" in cut.out
+
+
+def test_a_chain_is_signed_when_it_is_asked(filled: Run, tmp_path: Path) -> None:
+    one, two = str(tmp_path / "one"), str(tmp_path / "two")
+    for key in (one, two):
+        filled("keygen", key)
+    refused = filled("add", "--no-infer", "Ann keeps cats", "--audit-key-file", one)
+    assert refused.code == 1
+    assert "localmem audit sign" in refused.err
+    assert filled("audit", "verify", "--audit-key-file", one).code == 1
+    assert filled("audit", "sign", "--audit-key-file", one).out.endswith("from here on\n")
+    assert filled("add", "--no-infer", "Ann keeps cats", "--audit-key-file", one).code == 0
+    wrong = filled("audit", "sign", "--audit-key-file", two)
+    assert (wrong.code, "another key" in wrong.err) == (1, True)
+    done = filled("audit", "sign", "--audit-key-file", two, "--previous-key-file", one, "--json").json
+    found = filled("audit", "verify", "--audit-key-file", two, "--json").json
+    assert (found["ok"], found["key_id"], found["signed"]) == (True, done["key_id"], 1)
 
 
 # -------------------------------------------------------------------- keys
@@ -193,6 +224,8 @@ def test_a_passphrase_is_asked_for_twice(filled: Run, monkeypatch: pytest.Monkey
     assert filled("encrypt").code == 0
     known = {"LOCALMEM_KEY": "the passphrase"}
     assert CANARY in filled("list", "--user", "ann", env=known).out
+    monkeypatch.setattr(getpass, "getpass", lambda prompt: "the passphrase")
+    assert CANARY in filled("list", "--user", "ann", "--ask-key").out
     assert filled("decrypt", "--yes", env=known).code == 0
 
 

@@ -18,7 +18,7 @@ LINES_MAX = 650  # of one file: beyond that a reader cannot hold it
 
 LAYERS = (  # top to bottom; a module may import its own layer and those below
     {"__main__", "cli", "mcp_server", "inspector", "testing"},
-    {"feed", "report", "terminal"},
+    {"doctor", "feed", "report", "terminal"},
     {
         "aio",
         "custody",
@@ -31,7 +31,7 @@ LAYERS = (  # top to bottom; a module may import its own layer and those below
         "transcript_parts",
         "transcript_text",
     },
-    {"embedders", "encryption"},
+    {"embedders", "encryption", "salvage"},
     {"inputs"},
     {"ingest", "purge", "search"},
     {
@@ -42,10 +42,12 @@ LAYERS = (  # top to bottom; a module may import its own layer and those below
         "store_export",
         "store_forgetting",
         "store_matrix",
+        "store_mending",
         "store_passages",
         "store_pools",
         "store_purge",
         "store_read",
+        "store_salvage",
         "store_turns",
         "store_vectors",
         "store_verify",
@@ -118,7 +120,8 @@ HOMES = {  # library -> the only modules that may import it
     "httpx2": set(),
     "aiohttp": set(),
     "huggingface_hub": set(),
-    "subprocess": {"artifacts"},  # pip, and only inside `localmem models install`
+    # pip, only inside `localmem models install`; what is watched, or might be killed, only inside `localmem doctor`
+    "subprocess": {"artifacts", "doctor"},
 }
 SQL_MODULES = ("db", "filters", "store")  # and what begins with store_
 SQL_STARTS = (

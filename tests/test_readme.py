@@ -1,4 +1,5 @@
-"""README.md as a test: every ```python block runs, every ``$ localmem …`` line of a console block exits 0.
+"""README.md as a test: every ```python block runs, every ``$ localmem …`` line of a console block exits 0 and prints
+what stands below it, but for ids, times and sizes.
 
 The blocks of one section share a namespace, the console lines of one section a folder; each section starts with an
 empty LOCALMEM_HOME. ``<!-- no-test -->`` on a line before a block leaves it out.
@@ -57,11 +58,22 @@ def sections() -> Iterator[Section]:
         yield section
 
 
-def commands(block: str) -> Iterator[str]:
-    """The ``$ localmem …`` lines of a console block, continued lines joined."""
-    for line in block.replace("\\\n", " ").splitlines():
-        if line.startswith("$ ") and re.search(r"\blocalmem\b", line):
-            yield line[2:]
+def commands(block: str) -> Iterator[tuple[str, list[str]]]:
+    """(command, the output shown below it) of the ``$ `` lines of a console block, continued lines joined."""
+    command, shown = "", list[str]()
+    for line in [*block.replace("\\\n", " ").splitlines(), "$ "]:
+        if not line.startswith("$ "):
+            shown.append(line)
+            continue
+        if re.search(r"\blocalmem\b|^export ", command):
+            yield command, shown
+        command, shown = line[2:], []
+
+
+def masked(lines: list[str]) -> list[str]:
+    """Output without what differs from run to run: ids, hashes, times, sizes."""
+    text = re.sub(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}|\b[0-9a-f]{8,64}\b", "#", "\n".join(lines))
+    return re.sub(r"[0-9][0-9,.:TZ-]*", "#", text).splitlines()
 
 
 @pytest.fixture
@@ -101,16 +113,27 @@ def test_section_runs(section: Section, home: Path) -> None:
         if language == "python":
             exec(compile("\n" * (line - 1) + source, str(README), "exec"), namespace)
             continue
-        for command in commands(source):
-            shell = shutil.which("bash")
-            done = subprocess.run(
-                [shell, "-c", f"set -o pipefail; {command}"] if shell else ["sh", "-c", command],
-                stdin=subprocess.DEVNULL,
-                capture_output=True,
-                text=True,
-                check=False,
-            )
-            assert done.returncode == 0, f"README.md, line {line}: $ {command}\n{done.stdout}{done.stderr}"
+        run_console(source, line)
+
+
+def run_console(source: str, line: int) -> None:
+    """Each command in a shell, which goes on with what the ones before it exported."""
+    shell = shutil.which("bash") or "sh"
+    kept = Path("exported.sh")
+    for command, shown in commands(source):
+        before = f". ./{kept}; " if kept.exists() else ""
+        after = f"; export -p > {kept}" if command.startswith("export ") else ""
+        done = subprocess.run(
+            [shell, "-c", f"{'set -o pipefail; ' if 'bash' in shell else ''}{before}{command}{after}"],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            check=False,
+        )
+        assert done.returncode == 0, f"README.md, line {line}: $ {command}\n{done.stdout}"
+        if shown:
+            assert masked(done.stdout.splitlines()) == masked(shown), f"README.md, line {line}: $ {command}"
 
 
 def test_readme_has_samples() -> None:

@@ -1,19 +1,13 @@
-"""Nothing leaves the machine and nothing lies about: a whole working day in a process of its own, watched from outside.
+"""Nothing leaves the machine and nothing lies about: whole working days in processes of their own, watched from outside.
 
-The watched process runs in a network namespace of its own without any network where the kernel allows that (unshare),
-and below strace where that is installed; Python's audit hook listens inside in any case. Which it was stands in the
-test's properties and in its output (pytest -rP). onnxruntime's native telemetry shows in strace only, and hides
-where CI is set.
+One through the library, one through AsyncMemory, one through the command line. How they are watched is
+localmem/doctor/watch.py's: without any network where the kernel allows that, below strace where it is installed, and
+with Python's audit hook inside. Which it was stands in the test's properties and in its output (pytest -rP).
+onnxruntime's native telemetry shows in strace only, and hides where CI is set.
 """
 
 from __future__ import annotations
 
-import json
-import os
-import re
-import shutil
-import subprocess
-import sys
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -22,146 +16,144 @@ from typing import Any
 import pytest
 
 from localmem import artifacts
+from localmem.doctor.watch import LISTEN, Watched, watch
 from localmem.errors import LocalmemError
 
-ROOT = Path(__file__).resolve().parent.parent
-NETWORK = re.compile(r"\bAF_INET6?\b|\bAF_PACKET\b")
-WRITING = re.compile(r"O_WRONLY|O_RDWR|O_CREAT")
-FILE_CALLS = "open,openat,creat,mkdir,mkdirat,rename,renameat,renameat2,link,linkat,symlink,symlinkat,mknod,mknodat"
-PATHS = re.compile(r'"([^"]*)"')
-HARMLESS = re.compile(r"/dev/(?:null|tty)|/proc/self/.*")
-
-# The audit hook must stand before anything of localmem is imported.
-LISTEN = """
-import json, os, sys
-heard, telemetry = [], []
-def listen(event, args):
-    if event.startswith(("socket.", "urllib.", "http.", "ftplib.", "smtplib.")):
-        heard.append([event, repr(args)])
-    elif event == "import" and args[0] == "onnxruntime" and not telemetry:
-        telemetry.append(os.environ.get("ORT_DISABLE_TELEMETRY"))
-sys.addaudithook(listen)
-"""
-
-JOB = (
-    LISTEN
-    + """
+GENERATOR = """
 store, model, report = sys.argv[1:]
-from localmem import Memory
 if model:
     generator = model
 else:
     from localmem.testing import ScriptedGenerator
     generator = ScriptedGenerator({"Miso": ["User has a cat called Miso"]})
 user = {"user_id": "ann"}
-with Memory(store, generator=generator) as memory:
-    memory.add("Ann plays the cello on Tuesdays", infer=False, **user)
-    added = memory.add("I moved to Porto last week. I have a cat called Miso.", **user)
-    found = memory.search("Which instrument does she play?", **user)["results"]
-    told = memory.context("cat", **user)
-    sound = memory.check()
-with Memory(store, generator=generator) as memory:
-    found += memory.search("cello", **user)["results"]
+"""
+
+REPORT = """
 with open(report, "w") as file:
     json.dump({
         "heard": heard, "telemetry": telemetry, "found": [hit["memory"] for hit in found], "sound": sound,
         "added": added["results"], "libraries": [n for n in ("onnxruntime", "llama_cpp") if n in sys.modules],
     }, file)
 """
+
+LIBRARY = (
+    LISTEN
+    + GENERATOR
+    + """
+from localmem import Memory, encrypt
+with Memory(store, generator=generator) as memory:
+    memory.add("Ann plays the cello on Tuesdays", infer=False, **user)
+    added = memory.add("I moved to Porto last week. I have a cat called Miso.", **user)
+    found = memory.search("Which instrument does she play?", **user)["results"]
+    told = memory.context("cat", **user)
+    first = memory.add("to be forgotten", infer=False, **user)["results"][0]["id"]
+    memory.update(first, "to be erased")
+    memory.delete(first)
+    assert memory.purge(memory_id=first)["complete"]
+    sound = memory.check()
+encrypt(store, "a passphrase")
+with Memory(store, generator=generator, key="a passphrase") as memory:
+    found += memory.search("cello", **user)["results"]
+    sound += memory.verify_audit()["problems"]
+"""
+    + REPORT
 )
 
+ASYNC = (
+    LISTEN
+    + GENERATOR
+    + """
+import asyncio
+from localmem import AsyncMemory
+async def day():
+    async with AsyncMemory(store, generator=generator) as memory:
+        await memory.add("Ann plays the cello on Tuesdays", infer=False, **user)
+        added = await memory.add("I moved to Porto last week. I have a cat called Miso.", **user)
+        both = await asyncio.gather(memory.search("cello", **user), memory.search("cat", **user))
+        ann = memory.bound(**user)
+        await ann.context("cat")
+        await ann.delete((await ann.get_all())["results"][-1]["id"])
+        return added, [hit for each in both for hit in each["results"]], await memory.check()
+added, found, sound = asyncio.run(day())
+"""
+    + REPORT
+)
 
-# -- watching a process
+# Each command is a process of its own, as `python -m localmem` makes it; what it hears is added to a file.
+ONE_COMMAND = (
+    LISTEN
+    + """
+import atexit, runpy
+log = sys.argv.pop(1)
+def leave():
+    with open(log, "a") as file:
+        file.write(json.dumps([sys.argv[1], heard, telemetry]) + "\\n")
+atexit.register(leave)
+runpy.run_module("localmem", run_name="__main__", alter_sys=True)
+"""
+)
+COMMANDS = """
+import json, os, pathlib, subprocess, sys
+store, model, code, report = sys.argv[1:]
+folder, log = pathlib.Path(store).parent, report + ".log"
+done = []
+def run(*words, key=None):
+    keyed = ["--key-file", str(folder / key)] if key else []
+    command = [sys.executable, "-c", code, log, *words, "--file", store, "--user", "ann", "--json", *keyed]
+    ran = subprocess.run(command, capture_output=True, text=True, stdin=subprocess.DEVNULL)
+    done.append([words[0], ran.returncode, ran.stderr])
+    return json.loads(ran.stdout) if ran.stdout else {}
+chat = folder / "chat.txt"
+chat.write_text("2024-05-01\\nAnn: The harbour is Vigo.\\n")
+first = run("add", "--no-infer", "Ann plays the cello on Tuesdays")["results"][0]["id"]
+run("add", "I moved to Porto last week. I have a cat called Miso.")
+run("resume")
+run("ingest", str(chat), "--no-infer")
+found = run("search", "Which instrument does she play?")["results"]
+run("list")
+run("show", first)
+run("update", first, "Ann plays the viola on Tuesdays")
+run("history", first)
+run("delete", first)
+run("retention", "evidence", "--yes")
+run("export", str(folder / "export.jsonl"))
+run("purge", first, "--yes")
+run("audit", "verify")
+run("audit", "list")
+run("check")
+run("reindex")
+run("keygen", str(folder / "key"))
+run("keygen", str(folder / "key 2"))
+run("encrypt", "--new-key-file", str(folder / "key"))
+run("rekey", "--new-key-file", str(folder / "key 2"), key="key")
+run("search", "cat", key="key 2")
+run("doctor", key="key 2")
+run("salvage", str(folder / "salvaged.db"), key="key 2")
+run("decrypt", "--yes", key="key 2")
+run("models", "list")
+heard = [json.loads(line) for line in open(log)]
+os.unlink(log)
+with open(report, "w") as file:
+    json.dump({
+        "heard": [each for _, each, _ in heard if each], "telemetry": [each for *_, each in heard if each],
+        "commands": done, "processes": len(heard), "found": [hit["memory"] for hit in found],
+    }, file)
+"""
+SURFACES = {"library": LIBRARY, "async": ASYNC, "command line": COMMANDS}
+
+
+# -- the days
 
 
 @dataclass(frozen=True)
-class Watched:
-    """What a process did, as far as it could be seen."""
+class Day:
+    """A working day on one surface."""
 
-    how: str  # "unshare -rn + strace + audit hook", or what of it there was
-    done: subprocess.CompletedProcess[str]
-    trace: list[str]  # of strace; empty without it
-    before: dict[str, list[str]]  # the folders that are nobody's business
-    after: dict[str, list[str]]
-    report: dict[str, Any]
+    surface: str
+    seen: Watched
+    store: Path  # its folder
     model: str  # the GGUF, or "" for the scripted generator
-
-    @property
-    def calls_to_the_network(self) -> list[str]:
-        return [line for line in self.trace if NETWORK.search(line)]
-
-    def written_outside(self, *allowed: Path) -> list[str]:
-        """The traced calls that made or opened a file for writing anywhere but below ``allowed``."""
-        calls = (line for line in self.trace if _writes(line) and "= -1 " not in line)
-        return [line for line in calls if not all(_allowed(path, allowed) for path in PATHS.findall(line))]
-
-
-def _allowed(path: str, allowed: tuple[Path, ...]) -> bool:
-    return HARMLESS.fullmatch(path) is not None or any(Path(path).is_relative_to(place) for place in allowed)
-
-
-def _writes(line: str) -> bool:
-    if " open" in line:
-        return bool(WRITING.search(line))
-    return re.search(r"\b(creat|mkdir|rename|link|symlink|mknod)\w*\(", line) is not None
-
-
-def _works(*command: str) -> bool:
-    if shutil.which(command[0]) is None:
-        return False
-    return subprocess.run([*command, "true"], capture_output=True, timeout=30, check=False).returncode == 0
-
-
-def _wrapping(trace: Path) -> tuple[list[str], str]:
-    """The command to put before the watched one, and its name: as much as this machine allows."""
-    alone = ["unshare", "-rn"] if _works("unshare", "-rn") else []
-    tracing = ["strace", "-f", "-qq", "-s", "300", "-o", str(trace), "-e", f"trace=%network,{FILE_CALLS}"]
-    traced = tracing if _works(*alone, *tracing) else []
-    names = ["unshare -rn"] * bool(alone) + ["strace"] * bool(traced) + ["audit hook"]
-    return [*alone, *traced], " + ".join(names)
-
-
-def watch(folder: Path, code: str, *arguments: str, model: str = "") -> Watched:
-    """Run Python code as a stranger would: nothing in the environment, an empty home, no CI, no network."""
-    outside = {name: folder / name for name in ("home", "tmp", "cwd")}
-    for place in outside.values():
-        place.mkdir()
-    environment = {
-        "PATH": os.environ.get("PATH", os.defpath),
-        "PYTHONPATH": str(ROOT),
-        "PYTHONDONTWRITEBYTECODE": "1",  # an installed package has its .pyc files already
-        "HOME": str(outside["home"]),
-        "TMPDIR": str(outside["tmp"]),
-        "LANG": "C.UTF-8",
-    }
-    if "LD_LIBRARY_PATH" in os.environ:
-        environment["LD_LIBRARY_PATH"] = os.environ["LD_LIBRARY_PATH"]
-    trace, report = folder / "trace", folder / "report.json"
-    wrapping, how = _wrapping(trace)
-    trace.unlink(missing_ok=True)  # of the trial
-    before = _listings(outside)
-    done = subprocess.run(
-        [*wrapping, sys.executable, "-c", code, *arguments, str(report)],
-        env=environment,
-        cwd=outside["cwd"],
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-    )
-    return Watched(
-        how=how,
-        done=done,
-        trace=trace.read_text(errors="replace").splitlines() if trace.exists() else [],
-        before=before,
-        after=_listings(outside),
-        report=json.loads(report.read_text()) if report.exists() else {},
-        model=model,
-    )
-
-
-def _listings(folders: dict[str, Path]) -> dict[str, list[str]]:
-    return {name: sorted(str(path.relative_to(top)) for path in top.rglob("*")) for name, top in folders.items()}
 
 
 def _model() -> str:
@@ -174,65 +166,73 @@ def _model() -> str:
         return ""
 
 
-# -- the day
-
-
-@pytest.fixture(scope="module")
-def store_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("store")
-
-
-@pytest.fixture(scope="module")
-def day(store_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Watched:
-    """Open, add with and without a model, search, context, check, close, open again: once for all tests here."""
-    model = _model()
-    folder = tmp_path_factory.mktemp("watched")
-    return watch(folder, JOB, str(store_folder / "memory.db"), model, model=model)
+@pytest.fixture(scope="module", params=SURFACES)
+def day(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Day:
+    """Once for all tests here."""
+    surface, model = request.param, _model()
+    folder, store = tmp_path_factory.mktemp("watched"), tmp_path_factory.mktemp("store")
+    more = [ONE_COMMAND] if surface == "command line" else []
+    environment = {"LOCALMEM_GENERATOR": model} if model and more else {}
+    arguments = [str(store / "memory.db"), model, *more]
+    return Day(surface, watch(folder, SURFACES[surface], *arguments, environment=environment), store, model)
 
 
 @pytest.fixture(autouse=True)
 def said_how(request: pytest.FixtureRequest, record_property: Any) -> None:
     if "day" not in request.fixturenames:
         return
-    day: Watched = request.getfixturevalue("day")
+    day: Day = request.getfixturevalue("day")
     generator = Path(day.model).name if day.model else "scripted generator"
-    record_property("watched_by", day.how)
+    record_property("watched_by", day.seen.by)
     record_property("generator", generator)
-    print(f"watched by {day.how}; {generator}")
+    print(f"{day.surface}, watched by {day.seen.by}; {generator}")
 
 
-def test_the_day_was_a_real_one(day: Watched) -> None:
-    assert day.done.returncode == 0, day.done.stderr
-    assert "Ann plays the cello on Tuesdays" in day.report["found"]
-    assert day.report["sound"] == []
-    assert "onnxruntime" in day.report["libraries"]
-    assert ("llama_cpp" in day.report["libraries"]) == bool(day.model)
+def test_the_day_was_a_real_one(day: Day) -> None:
+    assert day.seen.done.returncode == 0, day.seen.done.stderr
+    report = day.seen.report
+    assert "Ann plays the cello on Tuesdays" in report["found"]
+    if day.surface == "command line":
+        failed = [each for each in report["commands"] if each[1] != 0]
+        missing_model = [] if day.model else ["add", "resume"]
+        assert [each for each in failed if each[0] not in missing_model] == []
+        assert report["processes"] == len(report["commands"])
+        return
+    assert report["sound"] == []
+    assert "onnxruntime" in report["libraries"]
+    assert ("llama_cpp" in report["libraries"]) == bool(day.model)
     if not day.model:
-        assert [change["memory"] for change in day.report["added"]] == ["User has a cat called Miso"]
+        assert [change["memory"] for change in report["added"]] == ["User has a cat called Miso"]
 
 
-def test_no_call_to_the_network(day: Watched) -> None:
-    assert day.calls_to_the_network == []
-    assert bool(day.trace) == ("strace" in day.how)
+def test_no_call_to_the_network(day: Day) -> None:
+    assert day.seen.calls_to_the_network == []
+    assert bool(day.seen.trace) == ("strace" in day.seen.how)
 
 
-def test_python_hears_no_socket(day: Watched) -> None:
-    assert day.report["heard"] == []
+def test_python_hears_no_socket(day: Day) -> None:
+    assert day.seen.report["heard"] == []
 
 
-def test_telemetry_is_off_before_onnxruntime_is_imported(day: Watched) -> None:
-    assert day.report["telemetry"] == ["1"]
+def test_telemetry_is_off_before_onnxruntime_is_imported(day: Day) -> None:
+    told = day.seen.report["telemetry"]
+    if day.surface == "command line":
+        assert len(told) > 5  # each command that embeds something
+        assert all(each == ["1"] for each in told)
+    else:
+        assert told == ["1"]
 
 
-def test_nothing_is_printed(day: Watched) -> None:
-    assert (day.done.stdout, day.done.stderr) == ("", "")
+def test_nothing_is_printed(day: Day) -> None:
+    assert (day.seen.done.stdout, day.seen.done.stderr) == ("", "")
 
 
-def test_no_file_outside_the_stores_folder(day: Watched, store_folder: Path) -> None:
-    assert day.after == day.before == {"home": [], "tmp": [], "cwd": []}
-    assert [path.name for path in store_folder.iterdir()] == ["memory.db"]
-    report = Path(day.done.args[-1])
-    assert day.written_outside(store_folder, report) == []
+def test_no_file_outside_the_stores_folder(day: Day) -> None:
+    assert day.seen.after == day.seen.before == {"home": [], "tmp": [], "cwd": []}
+    made = ["chat.txt", "export.jsonl", "key", "key 2", "salvaged.db"] if day.surface == "command line" else []
+    assert sorted(path.name for path in day.store.iterdir()) == sorted(["memory.db", *made])
+    report = Path(day.seen.done.args[-1])
+    assert day.seen.written_outside(day.store, report, Path(f"{report}.log")) == []
 
 
 # -- would it have been seen?
@@ -268,3 +268,10 @@ def test_what_is_not_silent_is_seen(tmp_path: Path, way: str) -> None:
         assert any("left behind" in line for line in seen.written_outside(tmp_path / "report.json"))
     elif way == "native":
         pytest.skip("without strace a native call to the network is not seen")
+
+
+def test_sockets_of_this_machine_alone_are_harmless(tmp_path: Path) -> None:
+    code = "import json, socket, sys; socket.socketpair(); socket.socket(socket.AF_UNIX).close()"
+    seen = watch(tmp_path, f"{LISTEN}{code}; json.dump({{'heard': heard}}, open(sys.argv[1], 'w'))")
+    assert seen.done.returncode == 0, seen.done.stderr
+    assert (seen.report, seen.calls_to_the_network) == ({"heard": []}, [])

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 import gzip
 from pathlib import Path
 
 import apsw
+import faults
 import pytest
 from conftest import Opener
 from doubles import Listener, texts
 
 from localmem.db import SCHEMA_VERSION
+from localmem.errors import LocalmemError
+from localmem.memory import Memory
+from localmem.testing import HashEmbedder, ScriptedGenerator
 
 ANN = {"user_id": "ann"}
 FILE = Path(__file__).parent / "data" / "schema2.db.gz"
@@ -35,3 +40,46 @@ def test_a_file_of_schema_2(open_memory: Opener, tmp_path: Path) -> None:
         assert memory.check() == []
     with apsw.Connection(str(tmp_path / "memory.db")) as connection:
         assert connection.pragma("user_version") == SCHEMA_VERSION
+
+
+def test_every_fault_while_it_is_brought_up_to_date(tmp_path: Path) -> None:
+    """All schema steps land or none; the audit chain, begun after them, has every text or is begun again."""
+
+    def opened(path: Path, vfs: str | None = None) -> Memory:
+        return Memory(path, embedder=HashEmbedder(), generator=ScriptedGenerator(), vfs=vfs)
+
+    def act(path: Path, vfs: faults.FaultVFS, acknowledge: faults.Acknowledge) -> None:
+        with opened(path, vfs.name):
+            acknowledge()
+
+    def observe(path: Path) -> tuple[int, int, int]:
+        """Schema, texts, entries of the chain."""
+        with contextlib.closing(apsw.Connection(str(path))) as connection:
+            version = int(str(connection.pragma("user_version")))
+            [(count,)] = connection.execute("select (select count(*) from version) + (select count(*) from message)")
+            if version < SCHEMA_VERSION:
+                return version, count, 0
+            [(entries,)] = connection.execute("select count(*) from audit")
+            return version, count, entries
+
+    def finish(path: Path) -> None:
+        with opened(path) as memory:
+            assert memory.check() == []
+            assert memory.verify_audit()["problems"] == []
+
+    swept = faults.sweep(
+        tmp_path,
+        make=lambda path: path.write_bytes(gzip.decompress(FILE.read_bytes())),
+        act=act,
+        observe=observe,
+        errors=(LocalmemError,),
+        between=lambda now, before: now == (SCHEMA_VERSION, before[1], 0),  # type: ignore[index]
+        finish=finish,
+        points_max=8,
+    )
+    before, after = swept.before, swept.after
+    assert isinstance(before, tuple)
+    assert isinstance(after, tuple)
+    assert (before[0], after[0]) == (2, SCHEMA_VERSION)
+    assert after[1] == before[1]
+    assert after[2] > after[1]  # each text, and what was deleted

@@ -173,7 +173,7 @@ def export_scope(options: Options, file: Path | None) -> None:
 @cli.group(invoke_without_command=True)
 @click.pass_context
 def audit(ctx: click.Context) -> None:
-    """The audit chain: verify, export, reads, purges, certificate."""
+    """The audit chain: verify, sign, list, export, reads, purges, certificate."""
     if ctx.invoked_subcommand is None:
         click.echo(ctx.get_help())
 
@@ -214,17 +214,78 @@ def _vouched(found: Mapping[str, Any]) -> str:
 
 
 @audit.command()
+@click.option("--previous-key-file", metavar="FILE", help="The key that signed it so far, if one did.")
+@click.option("--previous-keychain", metavar="NAME", help="… of the system's keychain.")
 @shared
 @pass_options
-def export(options: Options) -> None:
+def sign(options: Options, previous_key_file: str | None, previous_keychain: str | None) -> None:
+    """Sign the chain with another key from here on, after it was verified.
+
+    --audit-key-file or --audit-keychain name the new key. What was entered before was not signed with it.
+
+    \b
+    --json: {"key_id"}
+    """
+    before = named_key(previous_key_file, previous_keychain, "--previous-key-file or --previous-keychain")
+    with open_memory(options) as memory:
+        done = memory.sign_audit(before)
+    terminal.print_json(done) if options.json else terminal.write(f"signed with key {done['key_id']} from here on")
+
+
+_about = click.option("--memory", "memory_id", metavar="ID", help="What changed this memory, or showed it.")
+
+
+@audit.command("list")
+@_about
+@shared
+@pass_options
+def list_entries(options: Options, memory_id: str | None) -> None:
+    """The chain as a table; with --user, --agent or --run what concerns that owner.
+
+    \b
+    --json: {"entries": [{"seq", "at", "actor", "op", "owner", "subject",
+      "decision_id", "commitment", "detail", "mac"}]}
+    """
+    found = _entries(options, memory_id)
+    if options.json:
+        terminal.print_json({"entries": found})
+        return
+    columns = (Column("entry", right=True), Column("at"), Column("actor"), Column("did"), Column("what", flex=True))
+    rows = [
+        (str(each["seq"]), terminal.minute(each["at"]), one_line(each["actor"]), each["op"], _detail(each["detail"]))
+        for each in found
+    ]
+    terminal.print_table(columns, rows)
+
+
+def _entries(options: Options, memory_id: str | None) -> list[dict[str, Any]]:
+    with open_memory(options) as memory:
+        wanted = None if memory_id is None else find_id(memory, options, memory_id, deleted=True)
+        return memory.audit_log(memory_id=wanted, **options.ids)
+
+
+def _detail(detail: Any) -> str:
+    """What an entry tells beside its operation, in words; hashes and lists are for `audit export`."""
+    if not isinstance(detail, dict):
+        return one_line(detail)
+    told = [str(detail[name]) for name in ("reason", "what", "retention", "from", "to") if name in detail]
+    if "seen" in detail:
+        told.append(f"{len(detail['seen'])} memories")
+    return " ".join(told)
+
+
+@audit.command()
+@_about
+@shared
+@pass_options
+def export(options: Options, memory_id: str | None) -> None:
     """Print the chain, one JSON object a line; with --user, --agent or --run what concerns that owner.
 
     \b
     --json: {"entries": [{"seq", "at", "actor", "op", "owner", "subject",
       "decision_id", "commitment", "detail", "mac"}]}
     """
-    with open_memory(options) as memory:
-        found = memory.audit_log(**options.ids)
+    found = _entries(options, memory_id)
     if options.json:
         terminal.print_json({"entries": found})
         return
@@ -275,7 +336,7 @@ def certificate(options: Options, file: Path) -> int:
     """Check a purge's certificate: its signature, and its place in the chain.
 
     \b
-    --json: {"ok": bool, "problems": [sentence]}
+    --json: {"ok": bool, "signed": bool, "problems": [sentence]}
     """
     try:
         given = json.loads(file.read_text("utf-8"))
@@ -286,7 +347,8 @@ def certificate(options: Options, file: Path) -> int:
     if options.json:
         terminal.print_json(found)
     else:
-        terminal.write("\n".join(found["problems"]) or "ok")
+        fine = "ok" if found["signed"] else "ok, but not signed: anybody could have made it"
+        terminal.write("\n".join(found["problems"]) or fine)
     return 0 if found["ok"] else 1
 
 
@@ -391,14 +453,11 @@ def decrypt(options: Options, overwrite: bool, yes: bool) -> None:
 
 def _signing(options: Options) -> dict[str, Any]:
     given = key_options(options)
-    return {"audit_key": given["audit_key"], "actor": given["actor"]}
+    return {"audit_key": given["audit_key"], "actor": given["actor"], "checkpoint": options.checkpoint}
 
 
 def _wanted(file: str | None, keychain: str | None) -> Key:
-    if file and keychain:
-        raise click.UsageError("give --new-key-file or --new-keychain, not both")
-    found = keys.from_keychain(keychain) if keychain else named_key(file)
-    return found or _asked()
+    return named_key(file, keychain, "--new-key-file or --new-keychain") or _asked()
 
 
 def _asked() -> Key:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import getpass
 import json
 import os
 import re
@@ -45,7 +46,9 @@ class Options:
     durability: str | None = None
     key_file: str | None = None
     keychain: str | None = None
+    ask_key: bool = False
     audit_key_file: str | None = None
+    audit_keychain: str | None = None
     checkpoint: str | None = None
     actor: str | None = None
     json: bool = False
@@ -82,10 +85,13 @@ _SHARED = (
     (("--key-file", "key_file"), "FILE", "Key of an encrypted store.", "LOCALMEM_KEY_FILE"),
     (("--keychain", "keychain"), "NAME", "Its key in the system's keychain.", "LOCALMEM_KEYCHAIN"),
     (("--audit-key-file", "audit_key_file"), "FILE", "What signs the audit chain.", "LOCALMEM_AUDIT_KEY_FILE"),
+    (("--audit-keychain", "audit_keychain"), "NAME", "The same, in the keychain.", "LOCALMEM_AUDIT_KEYCHAIN"),
     (("--checkpoint", "checkpoint"), "FILE", "Where each change notes the chain's end.", "LOCALMEM_CHECKPOINT"),
     (("--actor", "actor"), "NAME", "Who acts, for the audit chain.", "LOCALMEM_ACTOR"),
 )
-_READ_BY_CONFIG = {"generator", "key_file", "keychain", "audit_key_file", "checkpoint", "actor"}
+_READ_BY_CONFIG = {
+    "generator", "key_file", "keychain", "audit_key_file", "audit_keychain", "checkpoint", "actor"
+}  # fmt: skip
 
 
 def shared(function: F) -> F:
@@ -96,13 +102,15 @@ def shared(function: F) -> F:
     durability = click.Choice(DURABILITIES)
     text = "What a commit survives: power (a power cut, the default) or process (kill -9; faster)."
     function = click.option("--durability", type=durability, help=text, expose_value=False, callback=_keep)(function)
+    text = "Ask for the passphrase of an encrypted store."
+    function = click.option("--ask-key", is_flag=True, help=text, expose_value=False, callback=_keep)(function)
     text = "One JSON object on stdout."
     function = click.option("--json", is_flag=True, help=text, expose_value=False, callback=_keep)(function)
     text = "No progress, no words beside errors."
     return click.option("-q", "--quiet", is_flag=True, help=text, expose_value=False, callback=_keep)(function)
 
 
-_SHARED_NAMES = {names[-1] for names, *_ in _SHARED} | {"durability", "json", "quiet"}
+_SHARED_NAMES = {names[-1] for names, *_ in _SHARED} | {"durability", "ask_key", "json", "quiet"}
 
 
 class Command(click.Command):
@@ -236,17 +244,22 @@ def open_memory(options: Options, *, create: bool = False) -> Memory:
 
 def key_options(options: Options) -> dict[str, Any]:
     """What opens and signs the store, as named on the command line; the rest is the environment's to say."""
-    return {"key": _key(options), "audit_key": named_key(options.audit_key_file), "actor": options.actor}
+    if sum((bool(options.key_file), bool(options.keychain), options.ask_key)) > 1:
+        raise click.UsageError("give one of --key-file, --keychain and --ask-key")
+    asked = keys.key_of(getpass.getpass("Passphrase: ")) if options.ask_key else None
+    return {
+        "key": asked or named_key(options.key_file, options.keychain, "--key-file or --keychain"),
+        "audit_key": named_key(options.audit_key_file, options.audit_keychain, "--audit-key-file or --audit-keychain"),
+        "actor": options.actor,
+    }
 
 
-def _key(options: Options) -> Key | None:
-    if options.key_file and options.keychain:
-        raise click.UsageError("give --key-file or --keychain, not both")
-    return keys.from_keychain(options.keychain) if options.keychain else named_key(options.key_file)
-
-
-def named_key(file: str | None) -> Key | None:
-    """The key in a file, if one is named."""
+def named_key(file: str | None, keychain: str | None, names: str) -> Key | None:
+    """The key in a file or in the keychain, if one is named."""
+    if file and keychain:
+        raise click.UsageError(f"give {names}, not both")
+    if keychain:
+        return keys.from_keychain(keychain)
     return keys.from_file(file) if file else None
 
 

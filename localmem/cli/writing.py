@@ -138,9 +138,10 @@ def _delete_all(memory: Memory, options: Options, *, yes: bool) -> dict[str, Any
 
 
 @cli.command()
+@click.option("--without-raw-proof", is_flag=True, help="End purges whose pieces to be sought in the file are lost.")
 @shared
 @pass_options
-def resume(options: Options) -> None:
+def resume(options: Options, without_raw_proof: bool) -> None:
     """Finish what a missing or failed model left pending, and incomplete purges.
 
     The whole file, or with --user, --agent or --run the episodes of that scope.
@@ -151,7 +152,7 @@ def resume(options: Options) -> None:
       "purges": [{"id", "complete": bool, "reason", "certificate"}]}
     """
     with open_memory(options) as memory:
-        purges = [] if options.ids else memory.finish_purges()
+        purges = [] if options.ids else memory.finish_purges(without_raw_proof=without_raw_proof)
         waiting, changes, episodes = len(memory.pending(**options.ids)), list[Mapping[str, Any]](), 0
         with terminal.progress("resume", waiting, quiet=options.quiet or not waiting) as step:
             while (done := memory.resume(limit=1, **options.ids))["episodes"]:

@@ -53,6 +53,8 @@ class Database:
     ) -> None:
         check_driver()
         self.path = path
+        # What lies beside a file lies beside the one that a link leads to: SQLite follows links too.
+        self.file = None if path is None else Path(os.path.realpath(path))
         self.durability = durability
         self.lock_wait_s = lock_wait_s
         self.key = key
@@ -62,10 +64,10 @@ class Database:
         self._idle: list[apsw.Connection] = []
         self._out = 0  # readers in use
         self._writer: apsw.Connection | None = None
-        self.read_only = path is not None and opening.is_read_only(path)
-        if path is not None and not self.read_only:
-            opening.create_private(path)
-        self.opening = opening.Opening(path, durability, lock_wait_s, self.read_only, vfs)
+        self.read_only = self.file is not None and opening.is_read_only(self.file)
+        if self.file is not None and not self.read_only:
+            opening.create_private(self.file)
+        self.opening = opening.Opening(self.file, durability, lock_wait_s, self.read_only, vfs)
         with self._mapped():
             self._writer = self._first_connection()
         with _opened_lock:
@@ -202,7 +204,7 @@ class Database:
             try:
                 return self._prepared(self.opening.connect(WRITER_CACHE_KIB))
             except apsw.NotADBError:
-                if self.path is None or header or not opening.header_of(self.path, self.opening.vfs):
+                if self.file is None or header or not opening.header_of(self.file, self.opening.vfs):
                     raise
 
     def _prepared(self, writer: apsw.Connection) -> apsw.Connection:
@@ -215,11 +217,11 @@ class Database:
 
     def _unlock(self) -> bytes:
         """Find out how the file is to be opened; returns its header as it was."""
-        if self.path is None:
+        if self.file is None:
             return b""
-        header = opening.header_of(self.path, self.opening.vfs)
-        self._file = _identity_of(self.path)
-        raw_key = opening.raw_key(self.path, header, self.key, self.opening.vfs)
+        header = opening.header_of(self.file, self.opening.vfs)
+        self._file = _identity_of(self.file)
+        raw_key = opening.raw_key(self.file, header, self.key, self.opening.vfs)
         self.opening = replace(self.opening, raw_key=raw_key)
         return header
 
@@ -228,7 +230,7 @@ class Database:
         connection = self.opening.connect(cache_kib)
         try:
             connection.execute("select 1 from sqlite_schema limit 1").fetchall()
-            if self.path is not None and _identity_of(self.path) != self._file:
+            if self.file is not None and _identity_of(self.file) != self._file:
                 raise ConflictError(f"{self.path} was replaced by another file meanwhile; open it again")
         except BaseException:
             connection.close()
@@ -244,9 +246,9 @@ class Database:
                 f"{self.path} has schema {version}, this localmem knows {schema.SCHEMA_VERSION}: "
                 "upgrade localmem to open it"
             )
-        if self.path is not None and not self.read_only:
+        if self.file is not None and not self.read_only:
             opening.until_free(lambda: writer.execute("pragma journal_mode = wal").fetchall(), self.lock_wait_s)
-            if self.key is not None and opening.header_of(self.path, self.opening.vfs).startswith(opening.PLAIN):
+            if self.key is not None and opening.header_of(self.file, self.opening.vfs).startswith(opening.PLAIN):
                 raise KeyRefusedError(f"{self.path} was not encrypted though a key was given; nothing was written")
         if version < schema.SCHEMA_VERSION:
             if self.read_only:

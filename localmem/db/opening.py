@@ -102,7 +102,7 @@ def raw_key(path: Path, header: bytes, key: Key | None, vfs: str | None) -> str 
     )
 
 
-GIVE_KEY = "give its key: Memory(path, key=…), LOCALMEM_KEY_FILE, LOCALMEM_KEY or LOCALMEM_KEYCHAIN"
+GIVE_KEY = "give its key: Memory(path, key=…), --key-file, --keychain or --ask-key, LOCALMEM_KEY_FILE or LOCALMEM_KEY"
 
 
 def header_of(path: Path, vfs: str | None = None) -> bytes:

@@ -13,6 +13,7 @@ from typing import Any
 from localmem.db import opening, whole_file
 from localmem.db.database import Database
 from localmem.db.driver import apsw
+from localmem.errors import LockedError
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,10 +33,10 @@ class Structure:
 def compact(database: Database) -> str:
     """Write the file anew without free pages, and empty its WAL; "" or why that could not be done."""
     with database.only_connection() as writer:
-        if database.path is None:
+        if database.file is None:
             writer.execute("vacuum")
             return ""
-        reason = _no_room(database.path)
+        reason = _no_room(database.file)
         if reason:
             return reason
         try:
@@ -48,9 +49,17 @@ def compact(database: Database) -> str:
         return f"another program went on reading the file for {database.lock_wait_s:g} s" if busy else ""
 
 
+def settle(database: Database) -> None:
+    """Bring what was committed from the WAL into the file and empty that, if nobody reads."""
+    with contextlib.suppress(apsw.Error, LockedError), database.only_connection() as writer:
+        writer.execute("pragma wal_checkpoint(truncate)").fetchall()
+
+
 def _no_room(path: Path) -> str:
     """VACUUM holds the new file in memory (no temporary file may tell what is in an encrypted one), then in the WAL."""
-    size, free = path.stat().st_size, shutil.disk_usage(path.parent).free
+    wal = Path(f"{path}-wal")
+    size = path.stat().st_size + (wal.stat().st_size if wal.exists() else 0)
+    free = shutil.disk_usage(path.parent).free
     if free < 2 * size:
         return f"the disk has {free >> 20} MiB free; writing the file anew needs {2 * size >> 20} MiB"
     memory = _free_memory()
@@ -82,23 +91,23 @@ def still(database: Database) -> Iterator[apsw.Connection]:
 
 def structure(database: Database, writer: apsw.Connection) -> Structure:
     free = int(str(writer.pragma("freelist_count")))
-    if database.path is None:
+    if database.file is None:
         return Structure(free, 0, (), ())
-    wal, journal = Path(f"{database.path}-wal"), Path(f"{database.path}-journal")
+    wal, journal = Path(f"{database.file}-wal"), Path(f"{database.file}-journal")
     return Structure(
         free,
         wal.stat().st_size if wal.exists() else 0,
         (journal.name,) if journal.exists() else (),
-        tuple(each.name for each in whole_file.leftovers(database.path)),
+        tuple(each.name for each in whole_file.leftovers(database.file)),
     )
 
 
 def scans(database: Database) -> Iterator[tuple[str, Callable[[int, int], bytes], int]]:
     """(what it is, read(amount, offset), bytes) of the file as it lies there and, of an encrypted one, of its pages as
     SQLite sees them."""
-    if database.path is None:
+    if database.file is None:
         return
-    file = opening.bare_file(database.path, database.opening.vfs)
+    file = opening.bare_file(database.file, database.opening.vfs)
     try:
         yield "file", file.xRead, file.xFileSize()
     finally:
@@ -111,10 +120,10 @@ def scans(database: Database) -> Iterator[tuple[str, Callable[[int, int], bytes]
 @contextlib.contextmanager
 def _decrypted(database: Database) -> Iterator[tuple[Callable[[int, int], bytes], int]]:
     """A VFS above the one that decrypts sees what that gives to SQLite: every page, free ones and their unused ends."""
-    assert database.path is not None
+    assert database.file is not None
     assert database.opening.raw_key is not None
     shim = _shim(database.opening.vfs or apsw.vfs_names()[0])
-    connection = apsw.Connection(os.fspath(database.path), flags=apsw.SQLITE_OPEN_READONLY, vfs=shim.name)
+    connection = apsw.Connection(os.fspath(database.file), flags=apsw.SQLITE_OPEN_READONLY, vfs=shim.name)
     try:
         opening.unlock(connection, database.opening.raw_key)
         page, file = int(str(connection.pragma("page_size"))), shim.opened[-1]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import glob
 import os
 import secrets
 from collections.abc import Callable, Iterator
@@ -24,17 +25,17 @@ def alone(database: Database) -> Iterator[apsw.Connection]:
 
     The journal is part of the file then: there is no WAL beside it.
     """
-    if database.path is None:
+    if database.file is None:
         raise InvalidInputError("a memory-only store has no file; nothing to do")
     if database.read_only:
-        raise ReadOnlyError(f"{database.path} is read-only; copy it to a writable folder to change it")
+        raise ReadOnlyError(f"{database.file} is read-only; copy it to a writable folder to change it")
     with database.only_connection() as writer:
         try:
             # SQLite leaves WAL mode only where no other connection is open, in this process or another.
             opening.until_free(lambda: writer.execute("pragma journal_mode = delete").fetchall(), database.lock_wait_s)
         except (apsw.BusyError, apsw.LockedError):
             raise LockedError(
-                f"another program has {database.path} open; close it and try again (waited {database.lock_wait_s:g} s)"
+                f"another program has {database.file} open; close it and try again (waited {database.lock_wait_s:g} s)"
             ) from None
         writer.execute("pragma locking_mode = exclusive; begin exclusive; commit")
         try:
@@ -55,17 +56,17 @@ def rewrite(
     """
     try:
         with alone(database) as writer:
-            assert database.path is not None
-            _remove_leftovers(database.path)
-            new = database.path.with_name(f"{database.path.name}{_NEW}{secrets.token_hex(4)}")
+            assert database.file is not None
+            _remove_leftovers(database.file)
+            new = database.file.with_name(f"{database.file.name}{_NEW}{secrets.token_hex(4)}")
             os.close(os.open(new, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600))
             try:
                 _copy_into(writer, new, key)
                 _compare(writer, database, new, key)
                 finish(new, key)
-                _put_in_place(new, database.path, overwrite=overwrite)
+                _put_in_place(new, database.file, overwrite=overwrite)
             except BaseException:
-                _remove_leftovers(database.path)
+                _remove_leftovers(database.file)
                 raise
     finally:
         database.close()
@@ -73,11 +74,7 @@ def rewrite(
 
 def leftovers(path: Path) -> list[Path]:
     """Files of a rewriting that was cut off."""
-    return sorted(each for each in path.parent.glob(f"{_escaped(path.name)}{_NEW}*"))
-
-
-def _escaped(name: str) -> str:
-    return "".join(f"[{each}]" if each in "*?[" else each for each in name)
+    return sorted(path.parent.glob(f"{glob.escape(path.name)}{_NEW}*"))
 
 
 def _remove_leftovers(path: Path) -> None:
@@ -103,11 +100,11 @@ def _compare(writer: apsw.Connection, database: Database, new: Path, key: Key | 
     made = opening.Opening(new, database.durability, database.lock_wait_s, False, database.opening.vfs, raw_key)
     with contextlib.closing(made.connect(READER_CACHE_KIB)) as reader:
         if reader.execute("pragma integrity_check(1)").fetchall() != [("ok",)]:
-            raise CorruptFileError(f"the copy of {database.path} is not sound; nothing was changed")
+            raise CorruptFileError(f"the copy of {database.file} is not sound; nothing was changed")
         for (table,) in writer.execute("select name from sqlite_schema where type = 'table'").fetchall():
             count = f'select count(*) from "{table}"'
             if writer.execute(count).fetchall() != reader.execute(count).fetchall():
-                raise CorruptFileError(f"the copy of {database.path} lacks rows of {table}; nothing was changed")
+                raise CorruptFileError(f"the copy of {database.file} lacks rows of {table}; nothing was changed")
 
 
 def _put_in_place(new: Path, path: Path, *, overwrite: bool) -> None:

@@ -9,11 +9,12 @@ create table audit (
   owner blob,                                     -- keyed hash of the owner's token
   subject blob,                                   -- keyed hash of the memory's or episode's id
   decision_id integer,
-  commitment blob,                                -- sha256 of salt and text
+  commitment blob,                                -- sha256 of salt, place and text
   detail text,                                    -- JSON of counts and names of settings, never of what anybody said
   mac blob not null
 ) strict;
 
+alter table version add column entry integer;     -- of the chain, that commits to the text; with its salt
 alter table version add column salt blob;
+alter table message add column entry integer;
 alter table message add column salt blob;
-create index audit_of_owner on audit (owner, seq) where owner is not null;
