@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from localmem.embedders import reembed
     from localmem.encryption import decrypt, encrypt, rekey
     from localmem.memory import BoundMemory, Memory
+    from localmem.salvage import salvage
 
 __all__ = [
     "AsyncMemory",
@@ -23,6 +24,7 @@ __all__ = [
     "encrypt",
     "reembed",
     "rekey",
+    "salvage",
 ]
 
 _HOMES = {
@@ -34,6 +36,7 @@ _HOMES = {
     "encrypt": "localmem.encryption",
     "reembed": "localmem.embedders",
     "rekey": "localmem.encryption",
+    "salvage": "localmem.salvage",
 }
 
 

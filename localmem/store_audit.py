@@ -188,10 +188,10 @@ def begin(tx: Tx, signer: Signer, now: Instant) -> None:
     if KEY in settings_of(tx) or tx.execute("select 1 from audit limit 1").fetchone() is not None:
         return  # entries without their settings: verify() says so, and who writes is told
     empty = tx.execute("select 1 from episode union all select 1 from memory limit 1").fetchone() is None
-    _begin(tx, signer if empty else Signer(actor=signer.actor), now).close()
+    begin_anew(tx, signer if empty else Signer(actor=signer.actor), now).close()
 
 
-def _begin(tx: Tx, signer: Signer, now: Instant) -> Trail:
+def begin_anew(tx: Tx, signer: Signer, now: Instant) -> Trail:
     """Each text that the file holds already gets its entry, and each memory that is deleted, and the settings."""
     tx.execute("insert or ignore into setting (name, value) values (?, ?)", (FILE, os.urandom(SALT_BYTES).hex()))
     tx.execute("insert or replace into setting (name, value) values (?, ?)", (NAMES, os.urandom(SECRET_BYTES).hex()))

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from localmem import rank
 from localmem.store_apply import RETRACTION, USER_REQUEST
-from localmem.store_audit import HEAD, KEY, Signer, _begin, read_texts
+from localmem.store_audit import HEAD, KEY, Signer, begin_anew, read_texts
 from localmem.store_salvage import LOST_AND_FOUND, Found
 
 if TYPE_CHECKING:
@@ -53,7 +53,7 @@ def enter(tx: Tx, signer: Signer, now: Instant, detail: dict[str, Any], settings
     tx.execute("delete from audit")
     tx.execute("delete from setting where name in (?, ?)", (KEY, HEAD))
     tx.executemany("insert or replace into setting (name, value) values (?, ?)", list(settings.items()))
-    trail = _begin(tx, signer, now)
+    trail = begin_anew(tx, signer, now)
     if "audit_reads" in settings:
         trail.add("audit_reads", detail={"on": settings["audit_reads"] == "1"})
     trail.add("salvage", detail=detail)

@@ -224,3 +224,12 @@ def _console(stream: TextIO) -> Console:
     console = Console(file=stream, highlight=False)
     # With NO_COLOR rich still writes bold and dim; a person who sets it wants plain text.
     return Console(file=stream, highlight=False, color_system=None) if console.no_color else console
+
+
+def can_show(text: str) -> bool:
+    """Whether stdout's encoding has these characters."""
+    try:
+        text.encode(sys.stdout.encoding or "ascii")
+    except UnicodeEncodeError:
+        return False
+    return True

@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 from click.testing import CliRunner
 
-from localmem import embed, report
+from localmem import embed, report, terminal
 from localmem.cli import cli
 from localmem.cli import models as models_cli
 from localmem.errors import GeneratorError, InvalidInputError, ModelFileError, ModelNotFoundError
@@ -411,7 +411,7 @@ def test_the_plot_is_whole_xml_whatever_the_model_is_called(small: None, run: Ru
 
 def test_a_rate_on_the_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
     noise, targets = report.EXTRACTION[3], report.DECISION[1]
-    monkeypatch.setattr(models_cli, "_can_show", lambda text: True)
+    monkeypatch.setattr(terminal, "can_show", lambda text: True)
     shown = models_cli._rate_cells(Rate(noise, 5, 20, *wilson(5, 20)))
     assert shown == ("idle turns with facts ↓", "25.0 %", "██▒▒▒▒▒▒▒···········", "11 – 47", "5/20")
     assert models_cli._rate_cells(Rate(targets, 0, 0, 0.0, 1.0)) == ("their targets right", "–", "", "", "0/0")

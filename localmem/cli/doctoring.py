@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from localmem import terminal
-from localmem.cli.models import _can_show
 from localmem.cli.options import Options, cli, existing, key_options, open_memory, pass_options, shared
 from localmem.config import settings
 from localmem.terminal import Column, one_line, say
@@ -63,7 +62,7 @@ def doctor(options: Options, airgap: bool) -> int:
 
 def _print_report(report: Report, *, quiet: bool) -> None:
     """A mark and a line for each finding; into a pipe its state as a word."""
-    marks = MARKS if _can_show("".join(MARKS.values())) else _PLAIN_MARKS
+    marks = MARKS if terminal.can_show("".join(MARKS.values())) else _PLAIN_MARKS
     rows = []
     for each in report.findings:
         mark = marks[each.state] if sys.stdout.isatty() else each.state

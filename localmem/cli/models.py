@@ -339,14 +339,6 @@ def _rate_cells(rate: Rate) -> tuple[str, ...]:
 
 def _bar(rate: Rate) -> str:
     """Full up to the lower bound of the interval, shaded up to the upper one."""
-    full, shaded, rest = "█▒·" if _can_show("█▒·") else "#+."
+    full, shaded, rest = "█▒·" if terminal.can_show("█▒·") else "#+."
     low, high = round(BAR_CELLS * rate.low), round(BAR_CELLS * rate.high)
     return full * low + shaded * (high - low) + rest * (BAR_CELLS - high)
-
-
-def _can_show(text: str) -> bool:
-    try:
-        text.encode(sys.stdout.encoding or "ascii")
-    except UnicodeEncodeError:
-        return False
-    return True

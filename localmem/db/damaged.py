@@ -15,7 +15,7 @@ from typing import IO
 from localmem.db import opening
 from localmem.db.btree import INDEX_INNER, INDEX_LEAF, TABLE_INNER, TABLE_LEAF, Pages
 from localmem.db.driver import apsw
-from localmem.db.raw_file import _shim
+from localmem.db.raw_file import shim_over
 from localmem.errors import ConflictError, KeyRefusedError, StorageError
 from localmem.keys import SALT_BYTES, Key
 
@@ -236,7 +236,7 @@ def _plain(file: IO[bytes], header: bytes) -> Opened:
 def _decrypted(path: Path, key: Key, header: bytes) -> Iterator[Opened]:
     """Each page is authenticated: what was changed can't be had at all."""
     raw_key = f"raw:{key.raw(header[:SALT_BYTES].ljust(SALT_BYTES, bytes(1))).hex()}"
-    shim, unreadable = _shim(apsw.vfs_names()[0]), set[int]()
+    shim, unreadable = shim_over(apsw.vfs_names()[0]), set[int]()
     connection = apsw.Connection(os.fspath(path), flags=apsw.SQLITE_OPEN_READONLY, vfs=shim.name)
     try:
         opening.unlock(connection, raw_key)

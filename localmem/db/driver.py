@@ -67,12 +67,18 @@ def translate(error: apsw.Error, path: Path | str, lock_wait_s: float, *, encryp
         return KeyRefusedError(
             f"{path} can't be opened with this key. Either the key is another one than the file was made with, or the "
             "file is not encrypted by localmem, or its header is damaged: these can't be told apart. Try the right "
-            "key; if it is right, restore a backup"
+            "key; if it is right, restore a backup, or run `localmem salvage OUT`"
         )
     if isinstance(error, apsw.NotADBError):
-        return NotOurFileError(f"{path} is not a localmem file, or its header is damaged; nothing was changed")
+        return NotOurFileError(
+            f"{path} is not a localmem file, or its header is damaged; nothing was changed. If it is one, "
+            "restore a backup, or run `localmem salvage OUT`"
+        )
     if isinstance(error, apsw.CorruptError):
-        return CorruptFileError(f"{path} is damaged ({code}); restore a backup, or export what `localmem list` shows")
+        return CorruptFileError(
+            f"{path} is damaged ({code}); restore a backup, or run `localmem salvage OUT`, which writes what "
+            "can be read into a new file"
+        )
     if isinstance(error, apsw.ReadOnlyError):
         return ReadOnlyError(f"{path} or its folder is read-only ({code}); nothing was written")
     if isinstance(error, apsw.FullError):

@@ -98,7 +98,7 @@ def raw_key(path: Path, header: bytes, key: Key | None, vfs: str | None) -> str 
         raise KeyRefusedError(f"{path} is encrypted (or its header is damaged); {GIVE_KEY}")
     raise NotOurFileError(
         f"{path} is not a localmem file, or its header is damaged, or it is encrypted in another way; "
-        "nothing was changed"
+        "nothing was changed. If it is one, restore a backup, or run `localmem salvage OUT`"
     )
 
 

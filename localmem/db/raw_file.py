@@ -122,7 +122,7 @@ def _decrypted(database: Database) -> Iterator[tuple[Callable[[int, int], bytes]
     """A VFS above the one that decrypts sees what that gives to SQLite: every page, free ones and their unused ends."""
     assert database.file is not None
     assert database.opening.raw_key is not None
-    shim = _shim(database.opening.vfs or apsw.vfs_names()[0])
+    shim = shim_over(database.opening.vfs or apsw.vfs_names()[0])
     connection = apsw.Connection(os.fspath(database.file), flags=apsw.SQLITE_OPEN_READONLY, vfs=shim.name)
     try:
         opening.unlock(connection, database.opening.raw_key)
@@ -155,7 +155,8 @@ class _Shim(apsw.VFS):
 _shims: dict[str, _Shim] = {}  # by the VFS they stand on; SQLite keeps a pointer to each for the life of the process
 
 
-def _shim(base: str) -> _Shim:
+def shim_over(base: str) -> _Shim:
+    """A VFS above that one, which remembers the files that were opened through it."""
     if base not in _shims:
         _shims[base] = _Shim(base)
     return _shims[base]
