@@ -415,7 +415,7 @@ def test_a_rate_on_the_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
     shown = models_cli._rate_cells(Rate(noise, 5, 20, *wilson(5, 20)))
     assert shown == ("idle turns with facts ↓", "25.0 %", "██▒▒▒▒▒▒▒···········", "11 – 47", "5/20")
     assert models_cli._rate_cells(Rate(targets, 0, 0, 0.0, 1.0)) == ("their targets right", "–", "", "", "0/0")
-    monkeypatch.setattr(models_cli, "_can_show", lambda text: False)
+    monkeypatch.setattr(terminal, "can_show", lambda text: False)
     assert models_cli._bar(Rate(noise, 5, 20, *wilson(5, 20))) == "##+++++++..........."
 
 
