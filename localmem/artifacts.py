@@ -30,6 +30,7 @@ from localmem.errors import (
     ReadOnlyError,
     StorageError,
 )
+from localmem.files import sync_folder
 from localmem.manifest import (
     REINSTALL,
     EmbedderEntry,
@@ -515,18 +516,8 @@ def _settle(part: Path, target: Path, sha256: str) -> None:
     with part.open("rb+") as file:
         os.fsync(file.fileno())
     part.replace(target)
-    _sync_folder(target.parent)
+    sync_folder(target.parent)
     _record(target, sha256)
-
-
-def _sync_folder(folder: Path) -> None:
-    if os.name == "nt":  # folders can't be opened there
-        return
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 def _note(path: Path) -> Path:

@@ -22,8 +22,9 @@ from typing import TYPE_CHECKING, Any
 
 from localmem import __version__, store_purge
 from localmem.dates import to_iso
-from localmem.db import raw_file, whole_file
+from localmem.db import raw_file
 from localmem.errors import LocalmemError, StorageError
+from localmem.files import sync_folder
 from localmem.needles import Needles
 from localmem.store_apply import new_id
 from localmem.store_audit import FILE, GONE, Signer, Trail, key_id_of, ranges, settings_of, signature
@@ -173,7 +174,7 @@ def _lay_aside(aside: Path | None, sought: Needles) -> None:
             file.write(sought.seal())
             file.flush()
             os.fsync(file.fileno())
-        whole_file.sync_folder(aside.parent)
+        sync_folder(aside.parent)
     except OSError as error:
         raise StorageError(f"{aside} can't be written: {error.strerror}; nothing was purged") from None
 

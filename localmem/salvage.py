@@ -18,8 +18,9 @@ from typing import Any
 
 from localmem import embedders, inputs, store_check, store_export, store_mending, store_salvage, store_vectors
 from localmem.config import DURABILITIES, RETENTIONS, Limits
-from localmem.db import Database, damaged, whole_file
+from localmem.db import Database, damaged
 from localmem.errors import InvalidInputError, ReadOnlyError, StorageError
+from localmem.files import sync_folder
 from localmem.keys import Key
 from localmem.store import Store
 from localmem.store_audit import FILE, HEAD, KEY, Signer, key_id_of
@@ -154,7 +155,7 @@ def _put(new: Path, target: Path) -> None:
         os.fsync(file.fileno())
     _not_there(target)
     os.replace(new, target)
-    whole_file.sync_folder(target.parent)
+    sync_folder(target.parent)
 
 
 # -------------------------------------------------------------------- in words

@@ -75,6 +75,7 @@ LAYERS = (  # top to bottom; a module may import its own layer and those below
         "clauses",
         "clock",
         "dates",
+        "files",
         "filters",
         "forget",
         "gbnf",

@@ -13,6 +13,7 @@ from localmem.db import opening
 from localmem.db.database import READER_CACHE_KIB, Database
 from localmem.db.driver import apsw
 from localmem.errors import CorruptFileError, InvalidInputError, LockedError, ReadOnlyError, StorageError
+from localmem.files import sync_folder
 from localmem.keys import SALT_BYTES, Key
 
 _NEW = ".new-"  # between a file's name and a random one: the file that is to take its place
@@ -128,14 +129,3 @@ def _overwrite(handle: int) -> None:
     while left > 0:
         left -= os.write(handle, bytes(min(left, _BLOCK_BYTES)))
     os.fsync(handle)
-
-
-def sync_folder(folder: Path) -> None:
-    """Make a rename in a folder last. Windows has no such call, and does not need it."""
-    if os.name != "posix":
-        return
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
