@@ -2,8 +2,8 @@
 
 Entry n stands for H(n) = SHA-256(H(n-1), entry n); its mac is HMAC-SHA-256 of H(n) under a key that is never in the
 file, or H(n) itself where there is none, a checksum. So a mac covers everything before it, entries that were signed
-with an earlier key too. Of texts the chain has SHA-256(salt, text): the salt lies beside the text and goes with it,
-then nothing can be guessed from the entry, and the chain can still be verified.
+with an earlier key too. Of texts the chain has SHA-256(salt, place, text): the salt lies beside the text and goes with
+it, then nothing can be guessed from the entry, and the chain can still be verified.
 """
 
 from __future__ import annotations
@@ -93,13 +93,15 @@ class Trail:
             self.head, self.file_id = head_of(settings), settings[FILE]
             file_id = bytes.fromhex(self.file_id)
             self._secret = signer.secret(file_id)
-            names = names_secret(replacing or signer, settings)
+            self.key_id, known = key_id_of(self._secret), settings.get(KEY)
+            so_far = signer if known == self.key_id else replacing or signer
+            names = names_secret(so_far, settings)
         except (KeyError, ValueError):
             raise AuditError(BROKEN) from None
-        self.key_id = key_id_of(self._secret)
-        known = settings.get(KEY)
         if known == self.key_id:
-            self._names = names_secret(signer, settings) or b""
+            if names is None:
+                raise AuditError(BROKEN)
+            self._names = names
             return
         if names is None or (not new and (replacing is None or key_id_of(replacing.secret(file_id)) != known)):
             raise KeyRefusedError(_another_key(known))
