@@ -18,7 +18,7 @@ from localmem.store_verify import verify
 
 def encrypt(path: str | os.PathLike[str] | None, new_key: Key | str | bytes, **options: Any) -> dict[str, Any]:
     """Give a file without a key one. Options as of `rekey`."""
-    place = _there(path)
+    place = inputs.existing_store(path)
     wanted = keys.key_of(new_key)
     if wanted is None:
         raise InvalidInputError("encrypting needs a key: a passphrase or 32 bytes")
@@ -29,7 +29,7 @@ def decrypt(
     path: str | os.PathLike[str] | None, key: Key | str | bytes | None = None, **options: Any
 ) -> dict[str, Any]:
     """Write a file without its key. Options as of `rekey`."""
-    return _rewrite(_there(path), _known(key), None, **options)
+    return _rewrite(inputs.existing_store(path), _known(key), None, **options)
 
 
 def rekey(
@@ -50,7 +50,7 @@ def rekey(
     it. No other program may have the file open: LockedError after ``lock_wait_s`` seconds. overwrite: the old file's
     bytes are overwritten with zeros after that. Returns {"path", "encrypted", "bytes"}.
     """
-    place, wanted = _there(path), keys.key_of(new_key)
+    place, wanted = inputs.existing_store(path), keys.key_of(new_key)
     if wanted is None:
         raise InvalidInputError("rekeying needs a new key: a passphrase or 32 bytes; decrypt() takes the key away")
     return _rewrite(
@@ -115,10 +115,3 @@ def _known(key: Key | str | bytes | None) -> Key:
     if found is None:
         raise KeyRefusedError("the key that the file has now is missing: give key=…, or set LOCALMEM_KEY_FILE")
     return found
-
-
-def _there(path: str | os.PathLike[str] | None) -> Path:
-    place = inputs.store_path(path)
-    if place is None or not place.exists():
-        raise InvalidInputError(f"there is no file {place or ':memory:'}")
-    return place

@@ -242,6 +242,14 @@ def store_path(path: str | os.PathLike[str] | None) -> Path | None:
     return Path(text).expanduser().absolute()
 
 
+def existing_store(path: str | os.PathLike[str] | None) -> Path:
+    """The file of a store that is there: InvalidInputError without it."""
+    place = store_path(path)
+    if place is None or not place.is_file():
+        raise InvalidInputError(f"there is no file {place or ':memory:'}")
+    return place
+
+
 # -------------------------------------------------------------------- configuration
 
 

@@ -50,7 +50,7 @@ def salvage(
     "tables", "altered", "problems", "notes"}. Raises InvalidInputError, KeyRefusedError for a wrong key,
     NotOurFileError where nothing of localmem is to be found, StorageError when the disk is full.
     """
-    source, target = _there(path), _not_there(out)
+    source, target = inputs.existing_store(path), _not_there(out)
     given, say = embedders.checked(embedder), progress or (lambda words: None)
     opened_with, signing, who = inputs.store_key(key), inputs.audit_key(audit_key), inputs.actor(actor, Limits())
     as_store, now = target.suffix != LINES, time.time_ns() // 1000
@@ -197,13 +197,6 @@ def _about_rows(told: Mapping[str, int]) -> list[str]:
 
 
 # -------------------------------------------------------------------- files
-
-
-def _there(path: str | os.PathLike[str] | None) -> Path:
-    place = inputs.store_path(path)
-    if place is None or not place.is_file():
-        raise InvalidInputError(f"there is no file {place or ':memory:'}")
-    return place
 
 
 def _not_there(out: str | os.PathLike[str]) -> Path:
