@@ -14,6 +14,7 @@ import unicodedata
 from pathlib import Path
 from typing import Any
 
+from localmem import files
 from localmem.errors import InvalidInputError, InvalidTypeError, KeyRefusedError, MissingExtraError, StorageError
 
 KEY_BYTES, SALT_BYTES = 32, 16
@@ -104,13 +105,9 @@ def write_new(path: str | os.PathLike[str]) -> None:
     """Write a new random key into a file that is not there yet, readable by its owner alone."""
     place = Path(path).expanduser()
     try:
-        handle = os.open(place, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600)
+        files.write_new(place, f"raw:{secrets.token_hex(KEY_BYTES)}\n".encode())
     except OSError as error:
         raise StorageError(f"the key file {place} can't be made: {error.strerror}") from None
-    with os.fdopen(handle, "w") as file:
-        file.write(f"raw:{secrets.token_hex(KEY_BYTES)}\n")
-        file.flush()
-        os.fsync(file.fileno())
 
 
 def from_keychain(name: str) -> Key:

@@ -13,18 +13,16 @@ import glob
 import hashlib
 import hmac
 import json
-import os
 import secrets
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from localmem import __version__, store_purge
+from localmem import __version__, files, store_purge
 from localmem.dates import to_iso
 from localmem.db import raw_file
 from localmem.errors import LocalmemError, StorageError
-from localmem.files import sync_folder
 from localmem.needles import Needles
 from localmem.store_apply import new_id
 from localmem.store_audit import FILE, GONE, Signer, Trail, key_id_of, ranges, settings_of, signature
@@ -170,11 +168,8 @@ def _lay_aside(aside: Path | None, sought: Needles) -> None:
     if aside is None:
         return
     try:
-        with os.fdopen(os.open(aside, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600), "wb") as file:
-            file.write(sought.seal())
-            file.flush()
-            os.fsync(file.fileno())
-        sync_folder(aside.parent)
+        files.write_new(aside, sought.seal())
+        files.sync_folder(aside.parent)
     except OSError as error:
         raise StorageError(f"{aside} can't be written: {error.strerror}; nothing was purged") from None
 
@@ -204,19 +199,21 @@ def _prove(store: Store, waiting: Sequence[Mapping[str, Any]]) -> dict[str, dict
             _remove_stale(store, tx)
             found = raw_file.structure(store.db, tx)
             if found.clean:
-                structure = {"ok": True, "free_pages": 0, "wal_bytes": 0, "journals": [], "leftovers": []}
-                return {each["id"]: {"structural": structure, "raw": _raw(store, tx, each)} for each in waiting}
+                return {each["id"]: {"structural": _told(found), "raw": _raw(store, tx, each)} for each in waiting}
         reason = raw_file.compact(store.db)  # somebody wrote in between
         if reason:
             break
-    structure = {
-        "ok": False,
+    return {each["id"]: {"structural": _told(found), "raw": {"ok": False}} for each in waiting}
+
+
+def _told(found: raw_file.Structure) -> dict[str, Any]:
+    return {
+        "ok": found.clean,
         "free_pages": found.free_pages,
         "wal_bytes": found.wal_bytes,
         "journals": list(found.journals),
         "leftovers": list(found.leftovers),
     }
-    return {each["id"]: {"structural": structure, "raw": {"ok": False}} for each in waiting}
 
 
 def _raw(store: Store, tx: Any, waiting: Mapping[str, Any]) -> dict[str, Any]:

@@ -289,7 +289,7 @@ def ranges(numbers: Iterable[int]) -> list[int | list[int]]:
 
 def text_entries(tx: Tx) -> list[int]:
     """The entries that commit to the texts of the file."""
-    both = "select entry from version union all select entry from message where entry is not null"
+    both = "select entry from version union all select entry from message"
     return [entry for (entry,) in tx.execute(both) if entry is not None]
 
 

@@ -629,7 +629,7 @@ def test_where_the_pieces_cannot_be_laid_aside_nothing_is_purged(
     def full(*args: Any) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(purge.os, "fsync", full)
+    monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(StorageError, match="nothing was purged"):
         memory.purge(**ANN)
     assert everything(memory) == before

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import getpass
 import json
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from localmem import keys, terminal
+from localmem import files, keys, terminal
 from localmem.cli.options import (
     Command,
     Options,
@@ -135,8 +134,7 @@ def _print_purge(done: Mapping[str, Any], file: Path | None) -> None:
 def _write(file: Path, text: str) -> None:
     """A new file for its owner alone."""
     try:
-        with os.fdopen(os.open(file, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600), "w", encoding="utf-8") as opened:
-            opened.write(text)
+        files.write_new(file, text.encode())
     except OSError as error:
         raise StorageError(f"{file} can't be written: {error.strerror}") from None
 

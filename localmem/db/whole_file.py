@@ -109,8 +109,8 @@ def _compare(writer: apsw.Connection, database: Database, new: Path, key: Key | 
 
 
 def _put_in_place(new: Path, path: Path, *, overwrite: bool) -> None:
-    for each in (Path(f"{new}-wal"), Path(f"{new}-shm")):
-        each.unlink(missing_ok=True)
+    if Path(f"{new}-wal").exists():  # closing it has brought all into the file, or the disk fails
+        raise StorageError(f"{new} could not be written to its end; nothing was changed")
     with new.open("rb+") as file:
         os.fsync(file.fileno())
     old = os.open(path, os.O_RDWR) if overwrite else None
