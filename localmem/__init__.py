@@ -8,7 +8,7 @@ __version__ = "0.1.0"
 
 if TYPE_CHECKING:
     from localmem.aio import AsyncMemory
-    from localmem.config import Limits
+    from localmem.config import Limits, WorkerOptions
     from localmem.embedders import reembed
     from localmem.encryption import decrypt, encrypt, rekey
     from localmem.memory import BoundMemory, Memory
@@ -19,6 +19,7 @@ __all__ = [
     "BoundMemory",
     "Limits",
     "Memory",
+    "WorkerOptions",
     "__version__",
     "decrypt",
     "encrypt",
@@ -32,6 +33,7 @@ _HOMES = {
     "BoundMemory": "localmem.memory",
     "Limits": "localmem.config",
     "Memory": "localmem.memory",
+    "WorkerOptions": "localmem.config",
     "decrypt": "localmem.encryption",
     "encrypt": "localmem.encryption",
     "reembed": "localmem.embedders",

@@ -47,6 +47,20 @@ class Limits:
 
 
 @dataclass(frozen=True, slots=True)
+class WorkerOptions:
+    """How a Memory takes part in reading what waits: ``Memory(worker=WorkerOptions(on_battery=False))``.
+
+    on_battery: False stops while the machine runs on battery; needs the extra ``battery``.
+    """
+
+    on_battery: bool = True
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.on_battery, bool):
+            raise InvalidInputError(f"WorkerOptions.on_battery must be True or False, not {self.on_battery!r:.40}")
+
+
+@dataclass(frozen=True, slots=True)
 class Settings:
     """What the environment says. ``LOCALMEM_HOME`` overrides every path outside the project."""
 

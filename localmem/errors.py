@@ -105,3 +105,7 @@ class GeneratorError(LocalmemError, RuntimeError):
     def __init__(self, message: str, *, episode_id: str | None = None) -> None:
         super().__init__(message)
         self.episode_id = episode_id
+
+
+class GeneratorUnavailableError(GeneratorError):
+    """No model answers at all, whatever it is asked: a server that is down. What was asked is not the cause."""

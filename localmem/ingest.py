@@ -7,25 +7,30 @@ finish() brings it to its end exactly once, whoever calls it.
 from __future__ import annotations
 
 import contextlib
+import itertools
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from localmem import forget, rank, secrets, store_pools, store_read, tuned, wishes
+from localmem import forget, rank, secrets, store_pools, store_queue, store_read, tuned, wishes
 from localmem.config import Limits
 from localmem.decide import decide_all, policy_for
 from localmem.errors import (
+    ClosedError,
     ConflictError,
     GeneratorError,
+    GeneratorUnavailableError,
+    InstallationError,
     LocalmemError,
     MissingExtraError,
+    ModelFileError,
     ModelNotFoundError,
     StorageError,
 )
 from localmem.extract import ExtractContext, Extraction, extract
-from localmem.store import EpisodeRecord, Store
+from localmem.store import EpisodeRecord, Incoming, Store
 from localmem.store_apply import FORGET, USER_REQUEST, OwnerMovedError, Plan, Snapshot, stated
 from localmem.store_passages import later_passages
 from localmem.types import (
@@ -93,18 +98,52 @@ def remember(
     expires_at: Instant | None,
 ) -> Added:
     """``add(infer=True)``: record the episode, then finish it. Raises GeneratorError with the pending episode's id."""
+    coming = incoming(engine, scope, messages, event_at, metadata, expires_at)
+    now = engine.clock()
+    [episode_id] = engine.store.record_episodes([coming], now, due_at=now + store_queue.CLAIM_S * 1_000_000)
+    return finish(engine, episode_id)
+
+
+def incoming(
+    engine: Engine,
+    scope: Scope,
+    messages: Sequence[Message],
+    event_at: Instant,
+    metadata: Mapping[str, JSON],
+    expires_at: Instant | None,
+    *,
+    chars_max: int | None = None,
+) -> Incoming:
+    """What is to be recorded of an exchange, secrets masked.
+
+    chars_max: messages beyond it are not embedded now, but by `settle`; their words are found at once.
+    """
     masked = mask(messages)
-    episode_id = engine.store.record_episode(
+    read = [i for i, m in enumerate(masked) if m.role != "system"]
+    if chars_max is not None:
+        upto = itertools.accumulate(len(masked[i].content) for i in read)
+        read = [i for i, chars in zip(read, upto, strict=True) if chars <= chars_max]
+    texts = [masked[i].content for i in read]
+    return Incoming(
         scope,
         masked,
-        event_at=event_at,
-        now=engine.clock(),
+        event_at,
+        vectors=dict(zip(read, engine.embedder.embed_passages(texts), strict=True)) if texts else {},
+        passages=later_passages(engine.embedder, texts),
         metadata=metadata,
         expires_at=expires_at,
-        turn_vectors=engine.embedder.embed_passages([m.content for m in masked]),
-        passages=later_passages(engine.embedder, [m.content for m in masked if m.role != "system"]),
     )
-    return finish(engine, episode_id)
+
+
+def settle(engine: Engine, episode_id: EpisodeId) -> None:
+    """Embed the turns of an episode that were recorded without a vector."""
+    with engine.store.snapshot() as tx:
+        owed = store_queue.unembedded(tx, episode_id)
+    made = _embed(engine, owed.values())
+    passages = later_passages(engine.embedder, owed.values())
+    later = {row: passages[text] for row, text in owed.items() if text in passages}
+    with engine.store.write() as tx:
+        store_queue.settle_vectors(tx, episode_id, {row: made[text] for row, text in owed.items()}, later)
 
 
 def store_verbatim(
@@ -159,6 +198,8 @@ def finish(engine: Engine, episode_id: EpisodeId) -> Added:
     if episode.state != "pending":
         return Added(episode_id, ())
     try:
+        if episode.owes_vectors:
+            settle(engine, episode_id)
         rest, spent = _without_spent(engine, episode)
         changes: tuple[Change, ...] = ()
         for _ in range(REQUESTS_MAX):
@@ -174,9 +215,22 @@ def finish(engine: Engine, episode_id: EpisodeId) -> Added:
         return Added(episode_id, changes + _reconcile(engine, rest, suppress=spent))
     except Exception as error:
         with contextlib.suppress(StorageError):  # a full disk must not hide what went wrong first
-            engine.store.episode_failed(episode_id, type(error).__name__)
+            blamed = not isinstance(error, UNAVAILABLE)
+            engine.store.episode_failed(episode_id, type(error).__name__, engine.clock(), blamed=blamed)
         told = _told(error, episode_id)
         raise told from (None if told is error else error)
+
+
+# What says nothing about the episode it was raised over: it would be the same with any other.
+UNAVAILABLE = (
+    MissingExtraError,
+    ModelNotFoundError,
+    ModelFileError,
+    InstallationError,
+    GeneratorUnavailableError,
+    StorageError,
+    ClosedError,
+)
 
 
 def _told(error: Exception, episode_id: EpisodeId) -> Exception:
@@ -470,8 +524,15 @@ def resume(engine: Engine, scope: Scope | None, limit: int | None = None) -> lis
     """Finish every pending episode of the scope (None: of the file), or the first ``limit`` of them, in event order
     within each owner.
 
-    The first failure ends it with that error: a missing model fails for all of them.
+    Those that were set aside too. The first failure ends it with that error: a missing model fails for all of them.
     """
     with engine.store.snapshot() as tx:
         waiting = store_read.pending(tx, scope)
-    return [finish(engine, episode_id) for episode_id in waiting[:limit]]
+    return [_claimed(engine, episode_id) for episode_id in waiting[:limit]]
+
+
+def _claimed(engine: Engine, episode_id: EpisodeId) -> Added:
+    """Finish an episode that no worker takes up meanwhile."""
+    with engine.store.write() as tx:
+        store_queue.claim(tx, episode_id, engine.clock())
+    return finish(engine, episode_id)

@@ -19,11 +19,12 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from localmem import gbnf
-from localmem.errors import ClosedError, GeneratorError, InvalidInputError
+from localmem.errors import ClosedError, GeneratorError, GeneratorUnavailableError, InvalidInputError
 from localmem.types import Prompt
 
 CHARS_PER_TOKEN = 3  # a low estimate for English, so that budgets err on the short side
 _SEED = 1
+_NOT_SERVING = {401, 403, 429, 502, 503, 504}  # whatever it is asked; 503 is a model that is being loaded
 _RESPONSE_BYTES_MAX = 8 * 2**20
 _TOP_LOGPROBS = 20
 _CHOSEN = 0.9  # probability of the label a server names without saying how sure it is
@@ -146,7 +147,7 @@ class ServerGenerator:
             models = answer.get("data") or ()
             names = [str(model["id"]) for model in models if isinstance(model, dict) and model.get("id")]
             if len(names) != 1:
-                raise GeneratorError(
+                raise GeneratorUnavailableError(
                     f"the server at {self._url} offers {len(names)} models"
                     + (f" ({', '.join(names[:5])})" if names else "")
                     + f"; name one: generator='{self._url}#MODEL' or ServerGenerator(url, model='MODEL')"
@@ -171,7 +172,7 @@ class ServerGenerator:
                 "(ServerGenerator(url, timeout_s=…)) or a smaller model"
             ) from error
         except (OSError, http.client.HTTPException) as error:
-            raise GeneratorError(
+            raise GeneratorUnavailableError(
                 f"the server at {self._url} can't be reached ({type(error).__name__}); start it, or check the address"
             ) from error
         finally:
@@ -194,20 +195,27 @@ class ServerGenerator:
 
     def _parsed(self, status: int, body: bytes) -> dict[str, Any]:
         if 300 <= status < 400:
-            raise GeneratorError(f"the server at {self._url} redirects (HTTP {status}); give the address it points to")
+            raise GeneratorUnavailableError(
+                f"the server at {self._url} redirects (HTTP {status}); give the address it points to"
+            )
         if status == 404:
-            raise GeneratorError(
+            raise GeneratorUnavailableError(
                 f"the server at {self._url} does not know the address or the model {self._model!r} (HTTP 404); the "
                 "address usually ends in /v1"
             )
         if status != 200:  # the body may repeat what was sent: it is not shown
-            raise GeneratorError(f"the server at {self._url} answered HTTP {status}; its own log says why")
+            kind = GeneratorUnavailableError if status in _NOT_SERVING else GeneratorError
+            raise kind(f"the server at {self._url} answered HTTP {status}; its own log says why")
         try:
             answer = json.loads(body)
         except ValueError as error:
-            raise GeneratorError(f"the server at {self._url} sent no JSON; is it OpenAI-compatible?") from error
+            raise GeneratorUnavailableError(
+                f"the server at {self._url} sent no JSON; is it OpenAI-compatible?"
+            ) from error
         if not isinstance(answer, dict):
-            raise GeneratorError(f"the server at {self._url} sent JSON of another shape; is it OpenAI-compatible?")
+            raise GeneratorUnavailableError(
+                f"the server at {self._url} sent JSON of another shape; is it OpenAI-compatible?"
+            )
         return answer
 
     def _first_choice(self, answer: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -253,9 +261,9 @@ def _check_resolved(host: str, port: int) -> None:
     try:
         found = {str(place[4][0]) for place in socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)}
     except OSError as error:
-        raise GeneratorError(f"the generator's host {host} does not resolve; use 127.0.0.1") from error
+        raise GeneratorUnavailableError(f"the generator's host {host} does not resolve; use 127.0.0.1") from error
     if not all(_is_loopback(address) for address in found):
-        raise GeneratorError(f"the generator's host {host} does not resolve to this machine; use 127.0.0.1")
+        raise GeneratorUnavailableError(f"the generator's host {host} does not resolve to this machine; use 127.0.0.1")
 
 
 def _content(choice: Mapping[str, Any]) -> str:

@@ -12,7 +12,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from localmem import embedders, inputs, keys, store_check, store_vectors, store_verify
-from localmem.config import DURABILITIES, RETENTIONS, Limits
+from localmem.config import DURABILITIES, RETENTIONS, Limits, WorkerOptions
 from localmem.db import Database
 from localmem.errors import (
     ClosedError,
@@ -39,6 +39,7 @@ from localmem.types import (
     Scope,
     Tagger,
 )
+from localmem.worker import Worker
 
 
 class Memory(Surface):
@@ -55,8 +56,9 @@ class Memory(Surface):
     LOCALMEM_KEYCHAIN if not given). audit_key: signs the audit chain; in an encrypted file that does a key made
     of the file's if none is given. checkpoint: a file to which each change appends how far the chain goes. audit_reads:
     whether reads are entered too; a setting of the file, None is as it says. actor: who acts, for the chain.
-    erase_on_delete: what is deleted or asked to be forgotten through this Memory is purged at once. clock: microseconds
-    since 1970, for tests.
+    erase_on_delete: what is deleted or asked to be forgotten through this Memory is purged at once. worker: whether
+    this process may read what add(wait=False) left to be read, in a thread that begins with the first such call: one
+    of all processes does. WorkerOptions says on what terms. clock: microseconds since 1970, for tests.
     """
 
     def __init__(
@@ -75,6 +77,7 @@ class Memory(Surface):
         audit_reads: bool | None = None,
         actor: str | None = None,
         erase_on_delete: bool = False,
+        worker: bool | WorkerOptions = True,
         limits: Limits | None = None,
         allow_remote: bool = False,
         clock: Any = None,
@@ -98,6 +101,13 @@ class Memory(Surface):
             raise InvalidTypeError(f"allow_remote must be True or False, not {type(allow_remote).__name__}")
         if not isinstance(erase_on_delete, bool):
             raise InvalidTypeError(f"erase_on_delete must be True or False, not {type(erase_on_delete).__name__}")
+        if not isinstance(worker, bool | WorkerOptions):
+            raise InvalidTypeError(
+                f"worker must be True, False or a localmem.WorkerOptions, not {type(worker).__name__}"
+            )
+        self._worker_options = WorkerOptions() if worker is True else worker or None
+        self._worker: Worker | None = None
+        self._worker_lock = threading.Lock()
         self._erases = erase_on_delete
         self._closed = False
         self._generator: Generator | None = None
@@ -250,6 +260,9 @@ class Memory(Surface):
         """Release the file and the model. Safe to call twice."""
         if self._closed:
             return
+        with self._worker_lock:
+            if self._worker is not None:
+                self._worker.stop()
         self._closed = True
         with self._generator_lock:
             own = self._generator is not None and self._generator is not self._generator_spec[0]
@@ -282,6 +295,20 @@ class Memory(Surface):
     def _check_open(self) -> None:
         if self._closed:
             raise ClosedError("this Memory was closed; open a new one")
+
+    def _standing_by(self) -> Worker | None:
+        return self._worker
+
+    def _wake(self) -> Worker | None:
+        if self._worker_options is None or self._engine.store.db.read_only:
+            return None
+        with self._worker_lock:
+            self._check_open()
+            if self._worker is None or self._worker.is_of_another_process:
+                self._worker = Worker(self._engine, self._worker_options, after=lambda _: self._erase_forgotten(None))
+            self._worker.start()
+        self._worker.wake()
+        return self._worker
 
 
 class BoundMemory(Surface):
@@ -334,6 +361,13 @@ class BoundMemory(Surface):
 
     def _check_open(self) -> None:
         self._memory._check_open()
+
+    def _wake(self) -> Worker | None:
+        """The Memory's; a read-only handle starts none."""
+        return self._memory._wake() if self._may_write else self._memory._standing_by()
+
+    def _standing_by(self) -> Worker | None:
+        return self._memory._standing_by()
 
 
 # -------------------------------------------------------------------- helpers

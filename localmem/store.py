@@ -9,17 +9,16 @@ from __future__ import annotations
 import contextlib
 import copy
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from localmem import rank, store_passages
+from localmem import rank, store_queue
 from localmem.db import Database, Tx, sql_file
 from localmem.errors import AuditError, EmbedderMismatchError, KeyRefusedError, NotFoundError, StorageError
 from localmem.store_apply import (
     Changes,
     Plan,
-    blob_of,
     new_id,
     owner_row,
     refuse_if_moved,
@@ -56,7 +55,7 @@ from localmem.types import (
 )
 
 if TYPE_CHECKING:
-    from localmem.types import Vectors
+    from localmem.types import Vector, Vectors
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,6 +72,22 @@ class EpisodeRecord:
     expires_at: Instant | None
     attempts: int
     error: str | None
+    set_aside: bool = False  # failed too often: no worker takes it up again
+    owes_vectors: bool = False  # some of its turns are found by their words alone so far
+
+
+@dataclass(frozen=True, slots=True)
+class Incoming:
+    """One episode to be recorded. ``vectors``: of its messages, by position; those without one are owed.
+    ``passages``: of long ones, by text."""
+
+    scope: Scope
+    messages: Sequence[Message]
+    event_at: Instant
+    vectors: Mapping[int, Vector]
+    passages: Mapping[str, Vectors]
+    metadata: Mapping[str, JSON] = field(default_factory=dict)
+    expires_at: Instant | None = None
 
 
 class Store:
@@ -220,37 +235,15 @@ class Store:
 
     # ---------------------------------------------------------------- episodes
 
-    def record_episode(
-        self,
-        scope: Scope,
-        messages: Sequence[Message],
-        *,
-        event_at: Instant,
-        now: Instant,
-        metadata: Mapping[str, JSON],
-        expires_at: Instant | None,
-        turn_vectors: Vectors,
-        passages: Mapping[str, Vectors] | None = None,
-    ) -> EpisodeId:
-        """Write the words down as ``pending`` before anything is made of them. One row of turn_vectors a message;
-        ``passages`` of the long ones, by text."""
+    def record_episodes(
+        self, coming: Sequence[Incoming], now: Instant, *, due_at: Instant | None = None
+    ) -> list[EpisodeId]:
+        """Write words down as ``pending`` before anything is made of them: all of these episodes, or none.
+
+        due_at: before then no worker takes them up; None is at once.
+        """
         with self.change(now) as (tx, trail):
-            episode_id = _insert_episode(tx, trail, scope, messages, event_at, now, "infer", metadata, expires_at)
-            owner = owner_row(tx, scope)
-            rows = tx.execute(
-                "select id, position, content, grams, role from message where episode_id = ? order by position",
-                (episode_id,),
-            ).fetchall()
-            for message_id, position, content, grams, role in rows:
-                if role == "system":
-                    continue
-                insert_fts(tx, "turn_fts", message_id, f"p{owner}", content, grams)
-                tx.execute(
-                    "insert into turn_vec (rowid, embedding, owner_id, pending, agent, run) values (?, ?, ?, 1, ?, ?)",
-                    (message_id, blob_of(turn_vectors[position]), owner, scope.agent_id or "", scope.run_id or ""),
-                )
-                store_passages.keep(tx, store_passages.TURNS, owner, message_id, (passages or {}).get(content, ()))
-            return episode_id
+            return [_record(tx, trail, each, now, due_at or 0) for each in coming]
 
     def record_verbatim(self, plan: Plan, messages: Sequence[Message], now: Instant) -> tuple[EpisodeId, list[Change]]:
         """``infer=False``: the episode and one memory a message, in one transaction. Decision i is message i's."""
@@ -263,13 +256,10 @@ class Store:
             drop_turns(tx, trail, now, episode_id)
             return episode_id, done
 
-    def episode_failed(self, episode_id: EpisodeId, error: str) -> None:
-        """Note why an episode is still pending: the error's class name, never its text."""
+    def episode_failed(self, episode_id: EpisodeId, error: str, now: Instant, *, blamed: bool = True) -> None:
+        """Note why an episode is still pending, see `store_queue.failed`."""
         with self.write() as tx:
-            tx.execute(
-                "update episode set attempts = attempts + 1, error = ? where id = ? and state = 'pending'",
-                (error, episode_id),
-            )
+            store_queue.failed(tx, episode_id, error, now, blamed=blamed)
 
     # ---------------------------------------------------------------- retention
 
@@ -337,6 +327,26 @@ def _described(settings: Mapping[str, str]) -> str:
     return f"{name!r} ({dim} dimensions, sha256 {sha256[:12]}…)"
 
 
+def _record(tx: Tx, trail: Trail, coming: Incoming, now: Instant, due_at: Instant) -> EpisodeId:
+    scope, messages = coming.scope, coming.messages
+    episode_id = _insert_episode(
+        tx, trail, scope, messages, coming.event_at, now, "infer", coming.metadata, coming.expires_at
+    )
+    owner = owner_row(tx, scope)
+    rows = tx.execute(
+        "select id, position, content, grams from message where episode_id = ? and role <> 'system' order by position",
+        (episode_id,),
+    ).fetchall()
+    for message_id, position, content, grams in rows:
+        insert_fts(tx, "turn_fts", message_id, f"p{owner}", content, grams)
+        if position in coming.vectors:
+            passages = coming.passages.get(content, ())
+            store_queue.insert_turn_vector(tx, message_id, coming.vectors[position], passages)
+    owes = any(position not in coming.vectors for _, position, *_ in rows)
+    tx.execute("update episode set due_at = ?, owes_vectors = ? where id = ?", (due_at, int(owes), episode_id))
+    return episode_id
+
+
 def _insert_episode(
     tx: Tx,
     trail: Trail,
@@ -391,7 +401,10 @@ def _finish_episode(tx: Tx, episode_id: EpisodeId) -> None:
         "select w.id, w.owner, w.text, w.grams from turn_words w join message t on t.id = w.id where t.episode_id = ?",
         (episode_id,),
     ).fetchall()
-    tx.execute("update episode set state = 'done', error = null where id = ?", (episode_id,))
+    tx.execute(
+        "update episode set state = 'done', error = null, set_aside_at = null where id = ?",
+        (episode_id,),
+    )
     for message_id, owner, text, grams in indexed:
         delete_fts(tx, "turn_fts", message_id, owner, text, grams)
         insert_fts(tx, "turn_fts", message_id, "x" + owner[1:], text, grams)

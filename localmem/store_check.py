@@ -60,6 +60,9 @@ INVARIANTS: dict[str, str] = {
     ),
     "an episode without messages": "select id from episode where id not in (select episode_id from message)",
     "a verbatim episode that is not done": "select id from episode where mode = 'verbatim' and state <> 'done'",
+    "an episode that is done and set aside": (
+        "select id from episode where state = 'done' and set_aside_at is not null"
+    ),
     "messages not numbered from 0": (
         "select episode_id from message group by episode_id having min(position) <> 0 or max(position) <> count(*) - 1"
     ),
@@ -95,8 +98,9 @@ INVARIANTS: dict[str, str] = {
         "left join turn_words w on w.id = p.id and p.kind = 'turn_vec' where v.id is null and w.id is null"
     ),
     "a turn without its vector": (
-        "select w.id from turn_words w left join turn_vec x on x.rowid = w.id "
-        "where x.rowid is null or x.pending <> (w.owner like 'p%')"
+        "select w.id from turn_words w left join turn_vec x on x.rowid = w.id join message t on t.id = w.id "
+        "join episode e on e.id = t.episode_id "
+        "where iif(x.rowid is null, e.owes_vectors = 0, x.pending <> (w.owner like 'p%'))"
     ),
     "a turn's vector without its turn": (
         "select x.rowid from turn_vec x left join turn_words w on w.id = x.rowid where w.id is null"

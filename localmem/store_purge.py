@@ -35,10 +35,14 @@ REGISTRY: dict[str, dict[str, str]] = {
         **dict.fromkeys(("user_id", "agent_id", "run_id"), SCOPE),
         "metadata": TEXT,
         **dict.fromkeys(
-            ("id", "seq", "owner_id", "event_at", "recorded_at", "state", "mode", "expires_at", "error", "attempts"),
+            (
+                "id", "seq", "owner_id", "event_at", "recorded_at", "state", "mode", "expires_at", "error", "attempts",
+                "due_at", "begun", "failures", "set_aside_at", "owes_vectors",
+            ),
             PLAIN,
         ),
     },
+    "worker": dict.fromkeys(("id", "holder", "beat", "pid", "since", "seen_at", "done"), PLAIN),
     "message": {
         **dict.fromkeys(("content", "grams"), TEXT),
         "name": SCOPE,
@@ -362,8 +366,8 @@ _ERASING: tuple[tuple[str, str], ...] = (
     ),
     (  # nothing is left of what was added there
         "",
-        "update episode set state = 'done', error = null where id in (select episode_id from message "
-        "where id in (select id from temp.gone_message)) and not exists (select 1 from message t "
+        "update episode set state = 'done', error = null, set_aside_at = null where id in (select episode_id "
+        "from message where id in (select id from temp.gone_message)) and not exists (select 1 from message t "
         "where t.episode_id = episode.id and t.dropped_at is null)",
     ),
 )

@@ -228,8 +228,8 @@ def pending(tx: Tx, scope: Scope | None) -> list[EpisodeId]:
 def episode(tx: Tx, episode_id: EpisodeId) -> EpisodeRecord:
     """Raises NotFoundError. Suppressed messages come with empty content."""
     row = tx.execute(
-        "select user_id, agent_id, run_id, event_at, recorded_at, state, metadata, expires_at, attempts, error "
-        "from episode where id = ?",
+        "select user_id, agent_id, run_id, event_at, recorded_at, state, metadata, expires_at, attempts, error, "
+        "set_aside_at is not null, owes_vectors from episode where id = ?",
         (episode_id,),
     ).fetchone()
     if row is None:
@@ -250,6 +250,8 @@ def episode(tx: Tx, episode_id: EpisodeId) -> EpisodeRecord:
         row[7],
         row[8],
         row[9],
+        bool(row[10]),
+        bool(row[11]),
     )
 
 

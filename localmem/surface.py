@@ -19,6 +19,7 @@ from localmem.errors import (
 )
 from localmem.handle import only_ids, unknown
 from localmem.ingest import remember, resume, store_verbatim
+from localmem.queued import Queued
 from localmem.search import context
 from localmem.shapes import Results, Shape
 from localmem.store_apply import OwnerMovedError, Plan, neighbour_of, stated
@@ -36,7 +37,7 @@ if TYPE_CHECKING:
     from localmem.types import Vector, Vectors
 
 
-class Surface(Custody):
+class Surface(Custody, Queued):
     """add, search and all that goes with them."""
 
     # ---------------------------------------------------------------- writing
@@ -53,15 +54,23 @@ class Surface(Custody):
         infer: bool = True,
         timestamp: Any = None,
         expires_at: Any = None,
+        wait: bool = True,
     ) -> Results:
         """Remember an exchange: extract its facts and reconcile each with what is known.
 
         messages: a str, a message dict ``{"role", "content", "name"?}`` or a list of them. infer=False stores each
         message as it is. timestamp: when it was said (ISO 8601, datetime, date, Unix seconds; naive is UTC), now if
-        not given. Returns ``{"results": [{"id", "memory", "event"}], "episode_id"}`` with events ADD, UPDATE,
-        DELETE. Raises InvalidInputError before anything is written; GeneratorError, MissingExtraError or
+        not given. wait=False: record it and return at once ``{"results": [], "episode_id", "status": "waiting"}``; its
+        words are found from then on, the worker extracts their facts, see status() and flush(). Otherwise returns
+        ``{"results": [{"id", "memory", "event"}], "episode_id"}`` with events ADD, UPDATE, DELETE. Raises
+        InvalidInputError before anything is written; GeneratorError, MissingExtraError or
         ModelNotFoundError with ``episode_id`` when the words are kept and wait for resume().
         """
+        if not isinstance(wait, bool):
+            raise InvalidTypeError(f"wait must be True or False, not {type(wait).__name__}")
+        if infer and not wait:
+            ids = {"user_id": user_id, "agent_id": agent_id, "run_id": run_id, "session_id": session_id}
+            return self._enqueue(messages, ids, metadata, {"timestamp": timestamp, "expires_at": expires_at})
         scope = self._writable(user_id=user_id, agent_id=agent_id, run_id=run_id, session_id=session_id)
         limits = self._engine.limits
         said = inputs.messages(messages, limits)
@@ -319,7 +328,7 @@ class Surface(Custody):
         return [shapes.decision_dict(decision) for decision in found]
 
     def pending(self, **ids: Any) -> list[Shape]:
-        """Episodes that wait for resume(), in event order: id, scope, error class, attempts."""
+        """Episodes that wait for the worker or resume(), in event order, each with why and since how many attempts."""
         given = only_ids(ids)
         scope = self._scope(None, **given) if any(given.values()) or self._within else None
         with self._engine.store.snapshot() as tx:
@@ -332,6 +341,7 @@ class Surface(Custody):
                 "said_at": to_iso(episode.event_at),
                 "attempts": episode.attempts,
                 "error": episode.error,
+                "set_aside": episode.set_aside,
             }
             for episode in episodes
         ]

@@ -516,7 +516,7 @@ class DeadlyGenerator(ScriptedGenerator):
 
 
 STEPS: dict[str, tuple[object, str] | str] = {
-    "recorded": (Store, "record_episode"),
+    "recorded": (Store, "record_episodes"),
     "extracting": "generate",
     "extracted": (ingest, "extract"),
     "deciding": "score_labels",

@@ -24,6 +24,7 @@ LAYERS = (  # top to bottom; a module may import its own layer and those below
         "custody",
         "handle",
         "memory",
+        "queued",
         "shapes",
         "surface",
         "transcripts",
@@ -33,6 +34,7 @@ LAYERS = (  # top to bottom; a module may import its own layer and those below
     },
     {"embedders", "encryption", "salvage"},
     {"inputs"},
+    {"worker"},
     {"ingest", "purge", "search"},
     {
         "store",
@@ -46,6 +48,7 @@ LAYERS = (  # top to bottom; a module may import its own layer and those below
         "store_passages",
         "store_pools",
         "store_purge",
+        "store_queue",
         "store_read",
         "store_salvage",
         "store_turns",
@@ -106,6 +109,7 @@ HOMES = {  # library -> the only modules that may import it
     "rich": {"cli", "feed", "terminal"},
     "platformdirs": {"config"},
     "keyring": {"keys"},
+    "psutil": {"worker"},
     # what could open a socket: the loopback server, and nothing else
     "http": {"llm_server"},
     "socket": {"llm_server"},

@@ -9,7 +9,7 @@ from importlib import resources
 from localmem.db.driver import apsw
 
 APPLICATION_ID = 0x6C6D656D  # "lmem"
-SCHEMA_VERSION = 8  # the number of the newest file in sql/
+SCHEMA_VERSION = 9  # the number of the newest file in sql/
 
 
 def identity(writer: apsw.Connection) -> tuple[int, int, bool]:
