@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from localmem import forget, rank, secrets, store_pools, store_queue, store_read, tuned, wishes
+from localmem import forget, profile, rank, secrets, store_pools, store_queue, store_read, tuned, wishes
 from localmem.config import Limits
 from localmem.decide import decide_all, policy_for
 from localmem.errors import (
@@ -287,8 +287,11 @@ def _context(engine: Engine, episode: EpisodeRecord) -> ExtractContext:
     limits = engine.limits
     with engine.store.snapshot() as tx:
         recent = store_read.recent_messages(tx, episode.scope, before=episode.id, limit=limits.context_messages_max)
-        summary = store_read.summary_texts(tx, episode.scope, engine.clock(), SUMMARY_LINES_MAX)
-    return ExtractContext(summary=summary, recent=recent)
+        owner = replace(episode.scope, run_id=None) if episode.scope.user_id else episode.scope
+        known = profile.compose(
+            tx, owner, engine.clock(), tokens_max=limits.context_tokens, lines_max=SUMMARY_LINES_MAX
+        )
+    return ExtractContext(summary=tuple(line.text for line in known), recent=recent)
 
 
 def _look_around(

@@ -16,7 +16,7 @@ from localmem.config import DURABILITIES, RETENTIONS, Limits, WorkerOptions
 from localmem.db import Database
 from localmem.errors import (
     ClosedError,
-    GeneratorError,
+    GeneratorUnavailableError,
     InvalidInputError,
     InvalidTypeError,
     KeyRefusedError,
@@ -289,7 +289,9 @@ class Memory(Surface):
                 spec = Path(spec) if isinstance(spec, os.PathLike) else spec
                 self._generator = open_generator(spec, allow_remote=allow_remote)
             if self._generator is None:
-                raise GeneratorError("the generator is set to 'none': name a GGUF or a server, or use infer=False")
+                raise GeneratorUnavailableError(
+                    "the generator is set to 'none': name a GGUF or a server, or use infer=False"
+                )
             return self._generator
 
     def _check_open(self) -> None:

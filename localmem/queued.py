@@ -109,8 +109,9 @@ class Queued(Handle):
         """How much is kept, what waits, and who reads it; of a scope, or of the file.
 
         {"memories", "deleted", "versions", "episodes", "messages", "queue": {"waiting", "set_aside", "oldest_at"},
-        "worker": {"state", "pid", "since", "done", "trouble"}}. The worker's ``state``: "working", "paused", or "none"
-        where no process reads; ``trouble`` is the error that keeps this process from it.
+        "worker": {"state", "pid", "since", "done", "read_here", "trouble"}}. The worker's ``state``: "working",
+        "paused", or "none" where no process reads now; ``read_here`` counts what this process has read; ``trouble`` is
+        {"type", "message"} of the error that keeps it from reading on.
         """
         scope = self._scope_or_file(ids)
         with self._engine.store.snapshot() as tx:
@@ -197,9 +198,11 @@ class Queued(Handle):
 
     def _worker_shape(self, lease: Lease | None, paused: bool) -> Shape:
         worker = self._standing_by()
-        trouble = None if worker is None or worker.trouble is None else type(worker.trouble).__name__
+        found = None if worker is None else worker.trouble
+        trouble = None if found is None else {"type": type(found).__name__, "message": str(found)}
         state = "paused" if paused else "none" if lease is None else "working"
-        told: Shape = {"state": state, "pid": None, "since": None, "done": 0, "trouble": trouble}
+        told: Shape = {"state": state, "pid": None, "since": None, "done": 0}
+        told |= {"read_here": worker.done if worker else 0, "trouble": trouble}
         if lease is not None:
             told |= {"pid": lease.pid, "since": to_iso(lease.since), "done": lease.done}
         return told

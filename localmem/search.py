@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import re
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
@@ -12,6 +13,7 @@ import numpy as np
 
 from localmem import rank, store_pools, store_read, store_turns, timing
 from localmem.filters import ANY, Condition
+from localmem.profile import BYTES_PER_TOKEN, Line, one_line
 from localmem.store import Store
 from localmem.store_matrix import Matrices
 from localmem.types import Embedder, Hit, Instant, Reranker, Scope, TurnRecord
@@ -26,7 +28,8 @@ EVENT_POOL, EVENT_EVIDENCE_MIN = 20, 5.2  # memories that may tell of an event; 
 _ABOUT_ASSISTANT = re.compile(r"\b(?:you|your|yours|assistant|assistant's|ai|bot)\b", re.IGNORECASE)
 RERANKED = 20  # best hits that a reranker reads
 TIMED_MAX = 100  # best rows whose own dates are read, where the query asks for a time
-CONTEXT_BYTES_PER_TOKEN = 3  # a careful estimate: English is about 4.3, other languages less
+IN_GENERAL = "In general:"  # before what is known whatever was asked
+PROFILE_SHARE = 0.25  # of a context at most, unless the hits leave more free
 
 
 @dataclass(frozen=True, slots=True)
@@ -244,29 +247,38 @@ def _signals(signals: Mapping[int, Mapping[str, float]], evidence: Mapping[int, 
 # -------------------------------------------------------------------- context for a prompt
 
 
-def context(hits: list[Hit], *, max_tokens: int) -> str:
-    """Hits as a fenced block that a prompt can hold as data; "" without hits.
+def context(hits: Sequence[Hit], known: Sequence[Line], *, max_tokens: int) -> str:
+    """Hits as a fenced block that a prompt can hold as data, then what is known in general; "" without either.
 
     Stored text is escaped (``<`` ``>`` ``&`` as entities, one line each), so it can't close the fence. Lines are
-    added best first while the block stays within about max_tokens.
+    added best first while the block stays within about max_tokens; a PROFILE_SHARE of them is held free for what is
+    known in general.
     """
     opening, closing = "<memories>", "</memories>"
-    budget = max_tokens * CONTEXT_BYTES_PER_TOKEN - len(opening) - len(closing) - 2
-    lines: list[str] = []
-    for hit in hits:
-        line = f"- {_date(hit)}: {_escaped(hit.text)}"
-        if len(line.encode()) + 1 > budget:
-            break
-        budget -= len(line.encode()) + 1
-        lines.append(line)
+    budget = max_tokens * BYTES_PER_TOKEN - len(opening) - len(closing) - 2
+    held = min(_cost([IN_GENERAL, *(_line(each.since, each.text) for each in known)]), int(budget * PROFILE_SHARE))
+    near = _cut([_line(_when(hit), hit.text) for hit in hits], budget - held * bool(known))
+    shown = {hit.record.id for hit in hits[: len(near)] if hit.record}
+    rest = [_line(each.since, each.text) for each in known if each.id not in shown]
+    general = _cut(rest, budget - _cost(near) - _cost([IN_GENERAL]))
+    lines = [*near, *([IN_GENERAL, *general] if general else [])]
     return "\n".join([opening, *lines, closing]) if lines else ""
 
 
-def _date(hit: Hit) -> str:
-    instant = hit.record.valid_from if hit.record else hit.turn.event_at if hit.turn else 0
-    return datetime.fromtimestamp(instant / 1_000_000, UTC).strftime("%Y-%m-%d")
+def _cut(lines: Sequence[str], bytes_max: int) -> Sequence[str]:
+    """The first lines, as many as fit."""
+    sizes = itertools.accumulate(_cost([line]) for line in lines)
+    return lines[: sum(size <= bytes_max for size in sizes)]
 
 
-def _escaped(text: str) -> str:
-    one_line = " ".join(text.split())
-    return one_line.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+def _cost(lines: Sequence[str]) -> int:
+    return sum(len(line.encode()) + 1 for line in lines)
+
+
+def _line(at: Instant, text: str) -> str:
+    escaped = one_line(text).replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+    return f"- {datetime.fromtimestamp(at / 1_000_000, UTC):%Y-%m-%d}: {escaped}"
+
+
+def _when(hit: Hit) -> Instant:
+    return hit.record.valid_from if hit.record else hit.turn.event_at if hit.turn else 0

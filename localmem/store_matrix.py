@@ -159,3 +159,9 @@ class Matrices:
 def _newest(tx: Tx) -> int:
     [(newest,)] = tx.execute("select coalesce(max(id), 0) from version").fetchall()
     return int(newest)
+
+
+def vector_of(tx: Tx, version: int) -> Vector | None:
+    """The vector of one version, unit length; None where it has none."""
+    row = tx.execute("select embedding from memory_vec where rowid = ?", (version,)).fetchone()
+    return None if row is None else np.frombuffer(row[0], dtype=np.float32)

@@ -11,7 +11,7 @@ from localmem.db import Tx
 from localmem.errors import NotFoundError
 from localmem.store import EpisodeRecord
 from localmem.store_apply import FORGET
-from localmem.store_pools import Reach, matches, reach
+from localmem.store_pools import Reach, matches
 from localmem.types import (
     JSON,
     Actor,
@@ -403,17 +403,14 @@ def _decision(row: tuple[Any, ...]) -> DecisionRecord:
     )
 
 
-def summary_texts(tx: Tx, scope: Scope, now: Instant, limit: int) -> tuple[str, ...]:
-    """Live memories for the composed summary: the most confirmed and newest first."""
-    within = reach(
-        tx, Scope(user_id=scope.user_id, agent_id=scope.agent_id, run_id=None) if scope.user_id else scope, now
-    )
-    if within is None:
-        return ()
+def profile_rows(tx: Tx, within: Reach, limit: int) -> list[tuple[MemoryId, int, str, Kind, Actor, Instant, int]]:
+    """The newest memories in reach, and all that were said again: id, version, text, kind, actor, since, how often."""
     where = within.where()
+    heads = f"from memory m join version v on v.memory_id = m.id where {where.sql}"
+    again = "(select count(*) from evidence x where x.version_id = m.head and x.kind = 'confirm')"
     rows = tx.execute(
-        "select v.text from memory m join version v on v.id = m.head "
-        f"where {where.sql} order by coalesce(m.confirmed_at, v.valid_from) desc, m.seq desc limit ?",
-        (*where.bindings, limit),
+        f"select m.id, v.id, v.text, m.kind, m.actor, v.valid_from, 1 + iif(m.confirmed_at is null, 0, {again}) "
+        f"{heads} and (m.confirmed_at is not null or m.seq in (select m.seq {heads} order by m.seq desc limit ?))",
+        (*where.bindings, *where.bindings, limit),
     )
-    return tuple(text for (text,) in rows)
+    return [(each, version, text, Kind(kind), Actor(actor), *rest) for each, version, text, kind, actor, *rest in rows]

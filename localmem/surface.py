@@ -19,6 +19,7 @@ from localmem.errors import (
 )
 from localmem.handle import only_ids, unknown
 from localmem.ingest import remember, resume, store_verbatim
+from localmem.profile import Line, compose, one_line
 from localmem.queued import Queued
 from localmem.search import context
 from localmem.shapes import Results, Shape
@@ -31,6 +32,7 @@ from localmem.types import (
     Instant,
     MemoryRecord,
     Op,
+    Scope,
 )
 
 if TYPE_CHECKING:
@@ -236,17 +238,44 @@ class Surface(Custody, Queued):
         limit: int = 20,
         filters: Mapping[str, Any] | None = None,
         threshold: float | None = None,
+        general: bool = True,
     ) -> str:
         """What matters for a query as a fenced block to put into a prompt as data, about max_tokens long at most.
 
-        Stored text can't close the fence. "" when nothing is found.
+        After the hits stands what is known in general, as profile() has it, in a fourth of the tokens or what the hits
+        leave; not where filters or a threshold choose the hits, or with general=False. Stored text can't close the
+        fence. "" when nothing is found.
         """
         scope = self._scope(filters, user_id=user_id, agent_id=agent_id, run_id=run_id, session_id=session_id)
         tokens = inputs.limit(max_tokens, "max_tokens", Limits(result_limit_max=10**9))
         question = self._question(query, scope, limit=limit, filters=filters, threshold=threshold)
         hits = self._search(question)
-        self._shown("context", scope, [hit.shown for hit in hits])
-        return context(hits, max_tokens=tokens)
+        wanted = general and not question.filters and threshold is None
+        known = self._known(scope, tokens) if wanted else []
+        self._shown("context", scope, list(dict.fromkeys([*(hit.shown for hit in hits), *(line.id for line in known)])))
+        return context(hits, known, max_tokens=tokens)
+
+    def profile(
+        self,
+        *,
+        user_id: str | None = None,
+        agent_id: str | None = None,
+        run_id: str | None = None,
+        session_id: str | None = None,
+        max_tokens: int = 200,
+    ) -> Shape:
+        """What is known about somebody, in about max_tokens at most: {"text", "results": [{"id", "memory", "since"}]}.
+
+        Live memories, not generated: what lasts, was said by the person, again, or lately comes first. With a run_id a
+        session's summary: what was kept of it, in order of time.
+        """
+        scope = self._scope(None, user_id=user_id, agent_id=agent_id, run_id=run_id, session_id=session_id)
+        known = self._known(scope, inputs.limit(max_tokens, "max_tokens", Limits(result_limit_max=10**9)))
+        self._shown("profile", scope, [line.id for line in known])
+        return {
+            "text": "".join(f"- {one_line(line.text)}\n" for line in known),
+            "results": [{"id": line.id, "memory": line.text, "since": to_iso(line.since)} for line in known],
+        }
 
     def get(self, memory_id: str) -> Shape | None:
         """One memory, or None when the id is unknown or deleted."""
@@ -362,6 +391,10 @@ class Surface(Custody, Queued):
         return Results(results=[shapes.record_dict(record) for record in found])
 
     # ---------------------------------------------------------------- inside
+
+    def _known(self, scope: Scope, tokens_max: int) -> list[Line]:
+        with self._engine.store.snapshot() as tx:
+            return compose(tx, scope, self._engine.clock(), tokens_max=tokens_max)
 
     def _mine(self, memory_id: Any) -> MemoryRecord:
         """The head of a memory that is to be changed; a foreign id is answered exactly like an unknown one."""

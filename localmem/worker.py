@@ -55,6 +55,7 @@ class Worker:
         self._moved = threading.Condition()  # an episode came to its end, or the worker got into trouble or out of it
         self._thread: threading.Thread | None = None
         self._pid = os.getpid()
+        self.done = 0  # episodes that were finished here
         self._trouble: Exception | None = None
         self._troubles, self._not_before = 0, 0.0
         self._holder: str | None = None
@@ -213,6 +214,7 @@ class Worker:
             with store.write() as tx:
                 store_queue.ended(tx, holder, episode_id, done=done)
         if done:
+            self.done += 1
             self._after(episode_id)
         self._trouble, self._troubles = None, 0
         self._tell()

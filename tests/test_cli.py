@@ -8,6 +8,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -715,3 +716,57 @@ def on_terminal(environment: dict[str, str], *words: str) -> str:
     os.close(ours)
     assert running.returncode == 0
     return shown.decode()
+
+
+# -- what waits
+
+
+def test_add_without_waiting_then_a_worker(run: Run) -> None:
+    added = run("add", "fact: User sails", "--no-wait", "--user", "ann", "--json").json
+    assert added["status"] == "waiting"
+    assert "localmem worker" in run("add", "fact: User rows", "--no-wait", "--user", "ann").err
+    waiting = run("stats", "--json").json
+    assert (waiting["queue"]["waiting"], waiting["worker"]["state"], waiting["memories"]) == (2, "none", 0)
+    done = run("worker", "--until-empty", "--nice", "0", "--json")
+    assert done.json == {"read": 2, "waiting": 0, "set_aside": 0, "paused": False}
+    assert run("stats", "--user", "ann").out.splitlines()[0] == "memories\t2"
+    assert run("stats", "--user", "ben").out.splitlines()[0] == "memories\t0"
+
+
+def test_the_worker_is_paused_and_goes_on(run: Run) -> None:
+    run("add", "fact: User sails", "--no-wait")
+    assert run("worker", "--pause", "--json").json["paused"] is True
+    assert "paused" in run("stats").out
+    assert "--go-on" in run("worker", "--pause").err
+    assert run("worker", "--go-on", "--json").json == {"read": 0, "waiting": 1, "set_aside": 0, "paused": False}
+    assert run("worker", "--until-empty", "--nice", "0", "-q").err == ""
+
+
+def test_stats_tell_what_failed(run: Run, generator: Trouble) -> None:
+    def refuse(said: str) -> None:
+        raise GeneratorError("told to fail")
+
+    generator.before = refuse
+    assert run("add", "fact: User sails").code == 1
+    [failed] = run("stats", "--json").json["pending"]
+    assert (failed["attempts"], failed["error"], failed["set_aside"]) == (1, "GeneratorError", False)
+    assert run("stats").out.splitlines()[-1].split("\t")[1:] == ["1", "GeneratorError", "waiting"]
+
+
+def test_a_worker_ends_when_it_is_told_to(tmp_path: Path) -> None:
+    """A real process, without a model: it says why nothing is read, and SIGTERM is an ordinary end."""
+    store = tmp_path / "memory.db"
+    env = {**os.environ, "LOCALMEM_HOME": str(tmp_path), "LOCALMEM_GENERATOR": "none"}
+    words = [sys.executable, "-m", "localmem", "--file", str(store)]
+    subprocess.run([*words, "add", "I moved to Porto", "--no-wait"], check=True, env=env, cwd=ROOT)
+    with subprocess.Popen([*words, "worker"], stderr=subprocess.PIPE, text=True, env=env, cwd=ROOT) as process:
+        hung = threading.Timer(60, process.kill)
+        hung.start()
+        assert process.stderr is not None
+        seen = [next(line for line in process.stderr if "generator is set to 'none'" in line)]
+        process.send_signal(signal.SIGTERM)
+        seen += process.stderr
+        hung.cancel()
+        assert process.wait(30) == 0
+    assert seen[0].startswith("1 waiting; ")
+    assert seen[-1].startswith("0 read, 1 waiting")

@@ -35,7 +35,7 @@ LAYERS = (  # top to bottom; a module may import its own layer and those below
     {"embedders", "encryption", "salvage"},
     {"inputs"},
     {"worker"},
-    {"ingest", "purge", "search"},
+    {"ingest", "profile", "purge", "search"},
     {
         "store",
         "store_apply",

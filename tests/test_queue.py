@@ -248,7 +248,8 @@ class TestOrder:
     def test_a_missing_model_is_nobodys_fault(self, open_memory: Opener) -> None:
         memory = open_memory(generator=Failing(error=GeneratorUnavailableError))
         given = [memory.add(f"fact: User has {n} hens", wait=False, **ANN)["episode_id"] for n in (1, 2)]
-        until(lambda: memory.stats()["worker"]["trouble"] == "GeneratorUnavailableError")
+        until(lambda: memory.stats()["worker"]["trouble"])
+        assert memory.stats()["worker"]["trouble"]["type"] == "GeneratorUnavailableError"
         with pytest.raises(GeneratorUnavailableError):
             memory.flush()
         assert memory.flush(timeout=0.1)["flushed"] is False

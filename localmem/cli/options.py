@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 import click
 
 from localmem import __version__, keys, terminal
-from localmem.config import DURABILITIES
+from localmem.config import DURABILITIES, WorkerOptions
 from localmem.errors import InvalidInputError, LocalmemError, NotFoundError
 from localmem.keys import Key
 from localmem.terminal import Column, id_cell, one_line, say
@@ -229,12 +229,16 @@ def make_memory(path: str | None, **options: Any) -> Memory:
     return Memory(path, **options)
 
 
-def open_memory(options: Options, *, create: bool = False) -> Memory:
-    """The store. Only adding makes a new file at a path that was given: a mistyped name must not look empty."""
+def open_memory(options: Options, *, create: bool = False, worker: WorkerOptions | None = None) -> Memory:
+    """The store. Only adding makes a new file at a path that was given: a mistyped name must not look empty.
+
+    worker: on what terms this command reads what waits; most are over too soon to.
+    """
     if not create:
         existing(options)
     return make_memory(
         options.store,
+        worker=worker or False,
         generator=options.generator,
         durability=options.durability or DURABILITIES[0],
         checkpoint=options.checkpoint,

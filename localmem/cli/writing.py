@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     "--metadata", callback=json_object, metavar="JSON", help="Kept with each memory; search can filter by it."
 )
 @click.option("--timestamp", callback=when, metavar="WHEN", help="When it was said; now if not given.")
+@click.option("--no-wait", is_flag=True, help="Record it and end; a worker reads it.")
 @shared
 @pass_options
 def add(
@@ -48,6 +49,7 @@ def add(
     infer: bool,
     metadata: dict[str, Any] | None,
     timestamp: str | None,
+    no_wait: bool,
 ) -> None:
     """Remember something that was said.
 
@@ -58,14 +60,16 @@ def add(
       "episode_id"}; event is ADD, UPDATE or DELETE
     """
     message = {"role": role, "content": text_of(text, "TEXT"), **({"name": name} if name else {})}
-    with open_memory(options, create=True) as memory, terminal.waiting("reading", quiet=options.quiet or not infer):
-        added = memory.add([message], infer=infer, metadata=metadata, timestamp=timestamp, **options.scope)
+    how: dict[str, Any] = {"infer": infer, "metadata": metadata, "timestamp": timestamp, "wait": not no_wait}
+    quiet = options.quiet or not infer or no_wait
+    with open_memory(options, create=True) as memory, terminal.waiting("reading", quiet=quiet):
+        added = memory.add([message], **how, **options.scope)
     if options.json:
         terminal.print_json(added)
         return
     print_changes(added["results"])
     if not added["results"] and not options.quiet:
-        say("nothing new to remember", "dim")
+        say("recorded; `localmem worker` reads it" if "status" in added else "nothing new to remember", "dim")
 
 
 @cli.command()
