@@ -25,7 +25,7 @@ from localmem.errors import (
     StorageError,
 )
 from localmem.extract import ExtractContext, Extraction, extract
-from localmem.store import EpisodeRecord, Store
+from localmem.store import EpisodeRecord, Store, Verbatim
 from localmem.store_apply import FORGET, USER_REQUEST, OwnerMovedError, Plan, Snapshot, stated
 from localmem.store_passages import later_passages
 from localmem.types import (
@@ -53,6 +53,7 @@ if TYPE_CHECKING:
     from localmem.types import Vector, Vectors
 
 SUMMARY_LINES_MAX = 12
+EMBEDDED_AT_ONCE = 256  # texts of a bulk add between two reports of how far it is
 REQUESTS_MAX = 8  # forget requests in one add
 FORGET_ASKED_COSINE, FORGET_ASKED_MAX = 0.2, 24  # memories the tuned model is asked about
 FORGET_COSINE, FORGET_HALF_COSINE, FORGET_WORDS = 0.62, 0.45, 0.5
@@ -117,20 +118,63 @@ def store_verbatim(
     expires_at: Instant | None,
 ) -> Added:
     """``add(infer=False)``: each message becomes one memory as it is, in one transaction and without a model."""
-    masked = mask(messages)
-    facts = [_verbatim(m, i, event_at) for i, m in enumerate(masked) if m.role != "system"]
-    plan = Plan(
-        scope=scope,
+    said = Said(scope, tuple(messages), event_at, metadata, expires_at)
+    [added] = store_all_verbatim(engine, [said])
+    return added
+
+
+@dataclass(frozen=True, slots=True)
+class Said:
+    """What one of several verbatim adds is told. ``later``: what its last message came to say, and since when."""
+
+    scope: Scope
+    messages: tuple[Message, ...]
+    event_at: Instant
+    metadata: Mapping[str, JSON]
+    expires_at: Instant | None = None
+    later: tuple[tuple[str, Instant], ...] = ()
+
+
+def store_all_verbatim(
+    engine: Engine, said: Sequence[Said], told: Callable[[int, int], object] = lambda done, total: None
+) -> list[Added]:
+    """Several verbatim adds in one transaction: all of them, or nothing. Their texts are embedded before it begins;
+    ``told`` hears of how many, and of how many there are."""
+    masked = [
+        (tuple(mask(each.messages)), tuple((secrets.mask(t, t).text, at) for t, at in each.later)) for each in said
+    ]
+    texts = list(dict.fromkeys(text for messages, later in masked for text in _verbatim_texts(messages, later)))
+    vectors: dict[str, Vector] = {}
+    for start in range(0, len(texts), EMBEDDED_AT_ONCE):
+        vectors |= _embed(engine, texts[start : start + EMBEDDED_AT_ONCE])
+        told(len(vectors), len(texts))
+    passages = later_passages(engine.embedder, texts)
+    recordings = [
+        Verbatim(_verbatim_plan(each, messages, vectors, passages), messages, later)
+        for each, (messages, later) in zip(said, masked, strict=True)
+    ]
+    done = engine.store.record_all_verbatim(recordings, engine.clock())
+    return [Added(episode_id, tuple(changes)) for episode_id, changes in done]
+
+
+def _verbatim_texts(messages: Sequence[Message], later: Sequence[tuple[str, Instant]]) -> list[str]:
+    return [m.content for m in messages if m.role != "system"] + [text for text, _ in later]
+
+
+def _verbatim_plan(
+    said: Said, messages: Sequence[Message], vectors: Mapping[str, Vector], passages: Mapping[str, Vectors]
+) -> Plan:
+    facts = [_verbatim(m, i, said.event_at) for i, m in enumerate(messages) if m.role != "system"]
+    return Plan(
+        scope=said.scope,
         decisions=tuple(Decision(fact, Op.ADD) for fact in facts),
-        vectors=_embed(engine, [fact.text for fact in facts]),
-        passages=later_passages(engine.embedder, [fact.text for fact in facts]),
+        vectors=vectors,
+        passages=passages,
         reason="verbatim",
-        event_at=event_at,
-        metadata=metadata,
-        expires_at=expires_at,
+        event_at=said.event_at,
+        metadata=said.metadata,
+        expires_at=said.expires_at,
     )
-    episode_id, changes = engine.store.record_verbatim(plan, masked, engine.clock())
-    return Added(episode_id, tuple(changes))
 
 
 def _verbatim(message: Message, position: int, event_at: Instant) -> Fact:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -20,10 +20,12 @@ from localmem.store_apply import (
     Changes,
     Plan,
     blob_of,
+    neighbour_of,
     new_id,
     owner_row,
     refuse_if_moved,
     refuse_if_targets_moved,
+    stated,
     to_json,
 )
 from localmem.store_audit import (
@@ -48,10 +50,12 @@ from localmem.store_words import delete_fts, insert_fts
 from localmem.types import (
     JSON,
     Change,
+    Decision,
     Embedder,
     EpisodeId,
     Instant,
     Message,
+    Op,
     Scope,
 )
 
@@ -73,6 +77,16 @@ class EpisodeRecord:
     expires_at: Instant | None
     attempts: int
     error: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Verbatim:
+    """An episode whose messages are memories as they are. ``later``: what its last memory came to say, in order of
+    time; the plan's vectors are of these texts too."""
+
+    plan: Plan
+    messages: tuple[Message, ...]
+    later: tuple[tuple[str, Instant], ...] = ()
 
 
 class Store:
@@ -254,14 +268,13 @@ class Store:
 
     def record_verbatim(self, plan: Plan, messages: Sequence[Message], now: Instant) -> tuple[EpisodeId, list[Change]]:
         """``infer=False``: the episode and one memory a message, in one transaction. Decision i is message i's."""
+        [(episode_id, changes)] = self.record_all_verbatim([Verbatim(plan, tuple(messages))], now)
+        return episode_id, changes
+
+    def record_all_verbatim(self, recordings: Iterable[Verbatim], now: Instant) -> list[tuple[EpisodeId, list[Change]]]:
+        """The same for many episodes: all of them, or nothing."""
         with self.change(now) as (tx, trail):
-            episode_id = _insert_episode(
-                tx, trail, plan.scope, messages, plan.event_at, now, "verbatim", plan.metadata or {}, plan.expires_at
-            )
-            done = Changes(tx, trail, plan, now, episode_id).run()
-            tx.execute("update episode set state = 'done' where id = ?", (episode_id,))
-            drop_turns(tx, trail, now, episode_id)
-            return episode_id, done
+            return [_record_verbatim(tx, trail, each, now) for each in recordings]
 
     def episode_failed(self, episode_id: EpisodeId, error: str) -> None:
         """Note why an episode is still pending: the error's class name, never its text."""
@@ -376,6 +389,23 @@ def _insert_episode(
             (episode_id, i, m.role, m.name, m.content, grams, entry, salt),
         )
     return episode_id
+
+
+def _record_verbatim(tx: Tx, trail: Trail, told: Verbatim, now: Instant) -> tuple[EpisodeId, list[Change]]:
+    plan = told.plan
+    episode_id = _insert_episode(
+        tx, trail, plan.scope, told.messages, plan.event_at, now, "verbatim", plan.metadata or {}, plan.expires_at
+    )
+    changes = Changes(tx, trail, plan, now, episode_id).run()
+    for text, event_at in told.later:
+        head = changes[-1]
+        target = neighbour_of(str(head.id), head.version or 1, head.text, plan.event_at)
+        decision = Decision(stated(text, event_at), Op.UPDATE, (target,), text=text, reason="manual")
+        later = replace(plan, decisions=(decision,), reason="manual", metadata=None, event_at=event_at)
+        changes += Changes(tx, trail, later, now, None).run()
+    tx.execute("update episode set state = 'done' where id = ?", (episode_id,))
+    drop_turns(tx, trail, now, episode_id)
+    return episode_id, changes
 
 
 def _episode_state(tx: Tx, episode_id: EpisodeId) -> str:

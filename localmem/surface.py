@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from localmem import inputs, shapes, store_pools, store_read
@@ -18,7 +18,7 @@ from localmem.errors import (
     ScopeError,
 )
 from localmem.handle import only_ids, unknown
-from localmem.ingest import remember, resume, store_verbatim
+from localmem.ingest import Said, remember, resume, store_all_verbatim, store_verbatim
 from localmem.search import context
 from localmem.shapes import Results, Shape
 from localmem.store_apply import OwnerMovedError, Plan, neighbour_of, stated
@@ -29,11 +29,17 @@ from localmem.types import (
     Decision,
     Instant,
     MemoryRecord,
+    Message,
     Op,
 )
 
 if TYPE_CHECKING:
     from localmem.types import Vector, Vectors
+
+
+_ENTRY = frozenset(
+    ("messages", "user_id", "agent_id", "run_id", "session_id", "metadata", "timestamp", "expires_at", "later")
+)  # of add_all()
 
 
 class Surface(Custody):
@@ -64,11 +70,7 @@ class Surface(Custody):
         """
         scope = self._writable(user_id=user_id, agent_id=agent_id, run_id=run_id, session_id=session_id)
         limits = self._engine.limits
-        said = inputs.messages(messages, limits)
-        if not infer:
-            for i, message in enumerate(said):
-                place = f"messages[{i}].content"
-                inputs.clean_text(message.content, place, bytes_max=limits.memory_bytes_max, limit="memory_bytes_max")
+        said = inputs.messages(messages, limits) if infer else _verbatim_messages(messages, limits)
         event_at = inputs.instant(timestamp, "timestamp")
         try:
             added = (remember if infer else store_verbatim)(
@@ -83,6 +85,48 @@ class Surface(Custody):
             self._erase_forgotten(scope)
         told = [shapes.change_dict(change) for change in added.changes if change.event is not Op.NOOP]
         return Results(results=told, episode_id=added.episode_id)
+
+    def add_all(
+        self, entries: Iterable[Mapping[str, Any]], *, progress: Callable[[int, int], object] | None = None
+    ) -> Results:
+        """Store many exchanges as they are (infer=False), all of them or none.
+
+        entries: dicts of add()'s arguments, but for infer; and perhaps ``later``, what an exchange's last message came
+        to say: a list of {"text", "timestamp"} in order of time, which become versions of its memory. progress gets
+        (texts embedded, texts). Returns {"results", "episodes"}: the changes, and the id of each entry's episode.
+        InvalidInputError names the entry, and nothing is written.
+        """
+        said = [self._said(entry, f"entries[{i}]") for i, entry in enumerate(entries)]
+        done = store_all_verbatim(self._engine, said, progress or (lambda done, total: None)) if said else []
+        told = [shapes.change_dict(change) for added in done for change in added.changes if change.event is not Op.NOOP]
+        return Results(results=told, episodes=[added.episode_id for added in done])
+
+    def _said(self, entry: Mapping[str, Any], place: str) -> Said:
+        """One entry of add_all(), checked."""
+        if not isinstance(entry, Mapping):
+            raise InvalidTypeError(f"{place} must be a dict of add()'s arguments, not {type(entry).__name__}")
+        unknown_names = set(entry) - _ENTRY
+        if unknown_names:
+            raise InvalidTypeError(
+                f"{place} has {sorted(map(str, unknown_names))[0]!r}; it may have {', '.join(sorted(_ENTRY))}"
+            )
+        limits, now = self._engine.limits, self._engine.clock()
+        try:
+            messages = _verbatim_messages(entry.get("messages"), limits)
+            event_at = inputs.instant(entry.get("timestamp"), "timestamp")
+            later = [_later(each, limits) for each in entry.get("later") or ()]
+            if later and messages[-1].role == "system":
+                raise InvalidInputError("later follows a message of the system, which is no memory")
+            return Said(
+                self._writable(**{name: entry.get(name) for name in ("user_id", "agent_id", "run_id", "session_id")}),
+                tuple(messages),
+                now if event_at is None else event_at,
+                inputs.metadata(entry.get("metadata"), limits),
+                inputs.instant(entry.get("expires_at"), "expires_at"),
+                tuple(later),
+            )
+        except InvalidInputError as error:
+            raise type(error)(f"{place}: {error}") from None
 
     def update(
         self,
@@ -395,3 +439,25 @@ class Surface(Custody):
                 if time.monotonic() > deadline:
                     raise ConflictError(f"memory {record.id} kept changing; nothing was written, try again") from None
                 time.sleep(random.uniform(0, 0.005))
+
+
+def _verbatim_messages(value: Any, limits: Limits) -> list[Message]:
+    """Messages that become memories as they are: each within the limit of a memory too."""
+    said = inputs.messages(value, limits)
+    for i, message in enumerate(said):
+        place = f"messages[{i}].content"
+        inputs.clean_text(message.content, place, bytes_max=limits.memory_bytes_max, limit="memory_bytes_max")
+    return said
+
+
+def _later(value: Any, limits: Limits) -> tuple[str, Instant]:
+    """One of an entry's later wordings: its text, and since when."""
+    if not isinstance(value, Mapping):
+        raise InvalidTypeError(f"later must hold dicts with text and timestamp, not {type(value).__name__}")
+    text = inputs.clean_text(
+        value.get("text"), "later.text", bytes_max=limits.memory_bytes_max, limit="memory_bytes_max"
+    )
+    since = inputs.instant(value.get("timestamp"), "later.timestamp")
+    if since is None:
+        raise InvalidInputError("later.timestamp is missing; say since when it was so")
+    return text, since
