@@ -18,7 +18,7 @@ LINES_MAX = 650  # of one file: beyond that a reader cannot hold it
 
 LAYERS = (  # top to bottom; a module may import its own layer and those below
     {"__main__", "cli", "mcp_server", "inspector", "testing"},
-    {"doctor", "feed", "report", "terminal"},
+    {"compat", "doctor", "feed", "import_mem0", "report", "terminal"},
     {
         "aio",
         "custody",
