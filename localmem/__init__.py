@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from localmem.config import Limits
     from localmem.embedders import reembed
     from localmem.encryption import decrypt, encrypt, rekey
+    from localmem.mem0_import import import_mem0
     from localmem.memory import BoundMemory, Memory
     from localmem.salvage import salvage
 
@@ -22,6 +23,7 @@ __all__ = [
     "__version__",
     "decrypt",
     "encrypt",
+    "import_mem0",
     "reembed",
     "rekey",
     "salvage",
@@ -34,6 +36,7 @@ _HOMES = {
     "Memory": "localmem.memory",
     "decrypt": "localmem.encryption",
     "encrypt": "localmem.encryption",
+    "import_mem0": "localmem.mem0_import",
     "reembed": "localmem.embedders",
     "rekey": "localmem.encryption",
     "salvage": "localmem.salvage",

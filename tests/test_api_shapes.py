@@ -378,7 +378,16 @@ def test_from_config_of_nonsense(config: Any) -> None:
 
 def test_the_public_names() -> None:
     classes = {"AsyncMemory", "BoundMemory", "Limits", "Memory"}
-    assert set(localmem.__all__) == {*classes, "__version__", "decrypt", "encrypt", "reembed", "rekey", "salvage"}
+    assert set(localmem.__all__) == {
+        *classes,
+        "__version__",
+        "decrypt",
+        "encrypt",
+        "import_mem0",
+        "reembed",
+        "rekey",
+        "salvage",
+    }
     for name in localmem.__all__:
         assert getattr(localmem, name) is not None
     with pytest.raises(AttributeError, match="Nonsense"):

@@ -18,11 +18,12 @@ LINES_MAX = 650  # of one file: beyond that a reader cannot hold it
 
 LAYERS = (  # top to bottom; a module may import its own layer and those below
     {"__main__", "cli", "mcp_server", "inspector", "testing"},
-    {"compat", "doctor", "feed", "import_mem0", "report", "terminal"},
+    {"compat", "doctor", "feed", "mem0_import", "report", "terminal"},
     {
         "aio",
         "custody",
         "handle",
+        "mem0_files",
         "memory",
         "shapes",
         "surface",
@@ -42,6 +43,7 @@ LAYERS = (  # top to bottom; a module may import its own layer and those below
         "store_export",
         "store_forgetting",
         "store_matrix",
+        "store_mem0",
         "store_mending",
         "store_passages",
         "store_pools",
@@ -81,6 +83,7 @@ LAYERS = (  # top to bottom; a module may import its own layer and those below
         "gbnf",
         "ids",
         "keys",
+        "mem0_points",
         "marks",
         "needles",
         "rules",
@@ -106,6 +109,7 @@ HOMES = {  # library -> the only modules that may import it
     "rich": {"cli", "feed", "terminal"},
     "platformdirs": {"config"},
     "keyring": {"keys"},
+    "pickle": set(),  # what is read of pickles is read without running them: mem0_points
     # what could open a socket: the loopback server, and nothing else
     "http": {"llm_server"},
     "socket": {"llm_server"},

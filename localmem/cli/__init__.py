@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import NoReturn
 
-from localmem.cli import doctoring, ingesting, keeping, models, reading, writing  # each adds its commands
+from localmem.cli import doctoring, importing, ingesting, keeping, models, reading, writing  # each adds its commands
 from localmem.cli.options import cli
 
 
@@ -17,4 +17,4 @@ def main() -> NoReturn:
     cli.main(prog_name="localmem")
 
 
-__all__ = ["cli", "doctoring", "ingesting", "keeping", "main", "models", "reading", "writing"]
+__all__ = ["cli", "doctoring", "importing", "ingesting", "keeping", "main", "models", "reading", "writing"]
