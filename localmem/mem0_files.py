@@ -40,11 +40,13 @@ class Found:
 
 @dataclass(slots=True)
 class Source:
-    """A source as read. ``history``: mem0's events by memory. ``skipped``: how many could not be read, by reason."""
+    """A source as read. ``history``: mem0's events by memory; ``history_file``: where they were, None if there are none
+    to be had. ``skipped``: how many could not be read, by reason."""
 
     name: str
     memories: list[Found] = field(default_factory=list)
     history: dict[str, list[Event]] = field(default_factory=dict)
+    history_file: Path | None = None
     skipped: Counter[str] = field(default_factory=Counter)
 
 
@@ -61,6 +63,7 @@ def read(path: Path, *, collection: str | None = None, history: Path | None = No
         if history is not None and not place.is_file():
             raise InvalidInputError(f"there is no history {place}")
         if place.is_file():
+            source.history_file = place
             for event in events(place):
                 source.history.setdefault(event.memory_id, []).append(event)
             break

@@ -63,8 +63,8 @@ def import_mem0(
     created_at becomes the time from which a memory was true; ``mem0_id`` in its metadata is its former id. One that was
     brought over before is not added again, also if it was deleted here. All is written in one transaction.
 
-    Returns {"source", "found", "added", "known", "versions", "skipped": {reason: count}, "owners": [{ids, "memories"}],
-    "dry_run"}. InvalidInputError for another file or folder, CorruptFileError for a damaged one: nothing is written.
+    Returns {"source", "history": its file or None, "found", "added", "known", "versions", "skipped": {reason: count},
+    "owners": [{ids, "memories"}], "dry_run"}. InvalidInputError for another file or folder, CorruptFileError for a damaged one: nothing is written.
     """
     place = None if history is None else _path(history, "history")
     source = read(_path(path, "path"), collection=collection, history=place)
@@ -75,6 +75,7 @@ def import_mem0(
     counts = Counter(plan.owners)
     return {
         "source": source.name,
+        "history": None if source.history_file is None else str(source.history_file),
         "found": len(source.memories) + sum(source.skipped.values()),
         "added": len(plan.entries),
         "known": plan.known,

@@ -45,10 +45,18 @@ def events(path: Path) -> list[Event]:
     with foreign(path) as tx:
         if "history" not in tables(tx):
             raise InvalidInputError(f"{path} is no history of mem0: it has no table 'history'")
+        columns = {name for (name,) in tx.execute("select name from pragma_table_info('history')")}
+        if not columns.issuperset(_COLUMNS):
+            raise InvalidInputError(
+                f"{path} is a history of another mem0 than 1.x and 2.x; open it once with one of them"
+            )
         rows = tx.execute(
             "select memory_id, old_memory, new_memory, event, created_at, updated_at from history order by rowid"
         ).fetchall()
     return [Event(*row) for row in rows if isinstance(row[0], str) and all(_text(cell) for cell in row[1:])]
+
+
+_COLUMNS = ("memory_id", "old_memory", "new_memory", "event", "created_at", "updated_at")
 
 
 def _text(cell: object) -> bool:

@@ -179,6 +179,18 @@ SCENARIOS: dict[str, list[Step]] = {
         step("get_all", called="all 1.x", **ANN, filters={"topic": "drinks"}),
         step("get_all", called="all 2.x", filters={"user_id": "ann", "topic": "drinks"}),
     ],
+    "search by metadata that localmem has a name for": [
+        tea(metadata={"session_id": "s1", "kind": "k", "memory_type": "taste", "actor": "a", "expires_at": "never"}),
+        step("add", "I like the sea", infer=False, metadata={"session_id": "s2", "kind": "j"}, **ANN),
+        step("search", "like", called="session 1.x", **ANN, filters={"session_id": "s1"}),
+        step("search", "like", called="session 2.x", filters={"user_id": "ann", "session_id": "s1"}),
+        step("search", "like", called="kind 2.x", filters={"user_id": "ann", "kind": {"in": ["k", "l"]}}),
+        step("search", "like", called="type 2.x", filters={"user_id": "ann", "memory_type": "taste"}),
+        step("search", "like", called="actor 2.x", filters={"user_id": "ann", "actor": "a", "expires_at": "never"}),
+        step("search", "like", called="or 2.x", filters={"user_id": "ann", "OR": [{"kind": "k"}, {"session_id": "s2"}]}),
+        step("search", "like", called="not 2.x", filters={"user_id": "ann", "NOT": [{"kind": "k"}]}),
+        step("get_all", called="all 2.x", filters={"user_id": "ann", "session_id": "s2"}),
+    ],
     "get_all without ids": [step("get_all"), step("get_all", called="filters", filters={"topic": "x"})],
     "get_all one": [
         tea(),

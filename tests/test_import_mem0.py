@@ -122,7 +122,8 @@ def test_the_folder_may_be_named_from_anywhere(memory: Memory, store: Callable[[
 def test_without_its_history_a_memory_has_one_text(memory: Memory, store: Callable[[str], Path]) -> None:
     folder = store("2.x")
     (folder / "history.db").unlink()
-    assert import_mem0(memory, folder)["versions"] == 5
+    told = import_mem0(memory, folder)
+    assert (told["versions"], told["history"]) == (5, None)
     tea = next(each for each in memory.get_all(**ANN)["results"] if "tea" in each["memory"])
     assert tea["valid_from"][:-1] == tea["metadata"]["created_at"][:-6]
 
@@ -327,6 +328,11 @@ def test_wrong_paths_say_what_is_taken(memory: Memory, tmp_path: Path, store: Ca
     (tmp_path / "binary.json").write_bytes(b"\xff\xfe\xfa")
     with pytest.raises(InvalidInputError, match="not UTF-8"):
         import_mem0(memory, tmp_path / "binary.json")
+    with sqlite3.connect(tmp_path / "older.db") as older:
+        older.execute("create table history (id text, memory_id text, prev_value text, new_value text)")
+    older.close()
+    with pytest.raises(InvalidInputError, match="another mem0"):
+        import_mem0(memory, store("1.x"), history=tmp_path / "older.db")
     assert state(memory) == []
 
 
@@ -591,11 +597,25 @@ def test_the_command(run: Callable[..., Any], store: Callable[[str], Path], tmp_
         "  2  user 'ann'",
         "  1  user 'oleg'",
     ]
+    assert "history" not in done.stderr
     again = run("import", "mem0", folder)
     assert again.stdout.strip() == "mem0-2.x: 0 of 5 memories added, 5 there already"
     as_json = json.loads(run("import", "mem0", folder, "--json", "--dry-run").stdout)
     assert (as_json["known"], as_json["dry_run"]) == (5, True)
     assert "I drink green tea" in run("search", "tea", "-u", "ann").stdout
+
+
+def test_the_command_says_that_the_history_was_not_there(
+    run: Callable[..., Any], store: Callable[[str], Path], tmp_path: Path
+) -> None:
+    folder = store("2.x")
+    history = (folder / "history.db").rename(tmp_path / "elsewhere.db")
+    told = run("import", "mem0", folder, "--dry-run")
+    assert "--history names" in told.stderr
+    named = run("import", "mem0", folder, "--history", history)
+    assert "with 2 former texts" in named.stdout
+    assert "--history" not in named.stderr
+    assert json.loads(run("import", "mem0", folder, "--history", history, "--json").stdout)["history"] == str(history)
 
 
 def test_the_command_names_who_gets_what_has_nobody(run: Callable[..., Any], tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ from localmem.cli.options import Command, Options, cli, open_memory, pass_option
 from localmem.terminal import one_line, say
 
 OWNERS_SHOWN = 20
+FILES = (".json", ".jsonl", ".zip")  # sources that have no history
 
 
 @cli.group("import", invoke_without_command=True)
@@ -45,8 +46,8 @@ def mem0(options: Options, /, path: str, dry_run: bool, collection: str | None, 
     All are written, or none. The same command again adds what is new.
 
     \b
-    --json: {"source", "found", "added", "known", "versions",
-      "skipped": {reason: count}, "owners": [{"user_id"?, "agent_id"?,
+    --json: {"source", "history": file or null, "found", "added", "known",
+      "versions", "skipped": {reason: count}, "owners": [{"user_id"?, "agent_id"?,
       "run_id"?, "memories"}], "dry_run"}
     """
     from localmem.mem0_import import import_mem0
@@ -92,5 +93,8 @@ def _print(told: Mapping[str, Any], *, quiet: bool) -> None:
         terminal.write(f"  … and {len(told['owners']) - OWNERS_SHOWN:,} more (--json lists all)")
     for reason, count in told["skipped"].items():
         terminal.write(f"  {count:,} skipped, {one_line(reason)}")
+    if told["added"] and told["history"] is None and not told["source"].endswith(FILES) and not quiet:
+        say("no history.db in the folder or beside it: former texts stay behind; by default it is ~/.mem0/history.db,")
+        say("which --history names")
     if told["dry_run"] and told["added"] and not quiet:
         say("nothing was written; run it without --dry-run to add them", "dim")

@@ -7,9 +7,18 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from localmem import filters as filtering
 from localmem.compat.mem0.exceptions import ValidationError, without_scope
 
 IDS = ("user_id", "agent_id", "run_id")
+# What is a column or an id in localmem, and in mem0 a key of the metadata like any other.
+_METADATA_HERE = frozenset({*filtering.COLUMNS, *filtering.SCOPE_KEYS}) - {
+    *IDS,
+    "id",
+    "hash",
+    "created_at",
+    "updated_at",
+}
 
 _LATER = {  # arguments that 1.x does not know
     "add": ("timestamp", "expiration_date"),
@@ -76,7 +85,7 @@ def ids_of(
     if filters is not None and not isinstance(filters, Mapping):
         raise ValidationError(f"filters must be a dict, not {type(filters).__name__}", "VALIDATION_003")
     at_top = {name: identifier(strict, value, name) for name, value in given.items() if value is not None}
-    rest: dict[str, Any] = dict(filters or {})
+    rest: dict[str, Any] = _by_mem0s_names(filters or {})
     inside = {}
     for name in IDS:
         value = rest.get(name)
@@ -92,6 +101,19 @@ def ids_of(
         if at_top.setdefault(name, value) != value:
             raise ValidationError(f"{name} and filters.{name} name two different ids", "VALIDATION_004")
     return at_top, rest
+
+
+def _by_mem0s_names(filters: Any) -> Any:
+    """The filter tree with the names that mean something else in localmem marked as metadata."""
+    if not isinstance(filters, Mapping):
+        return filters
+    told = {}
+    for name, value in filters.items():
+        if isinstance(value, list) and str(name).strip("$").upper() in ("AND", "OR", "NOT"):
+            told[name] = [_by_mem0s_names(each) for each in value]
+        else:
+            told[filtering.IN_METADATA + name if name in _METADATA_HERE else name] = value
+    return told
 
 
 def _within_and(filters: Mapping[str, Any]) -> bool:
