@@ -124,6 +124,8 @@ def _points(file: Path, skipped: Counter[str]) -> Iterator[Found]:
 def _histories(path: Path) -> list[Path]:
     """Where mem0's history.db may lie: in the folder, or beside it."""
     folder = path if path.is_dir() else path.parent
+    if folder.parent.name == "collection":  # one collection of a Qdrant folder
+        folder = folder.parent.parent
     return [folder / "history.db", folder.parent / "history.db"] if _is_qdrant(path) else []
 
 

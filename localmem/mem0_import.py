@@ -64,7 +64,8 @@ def import_mem0(
     brought over before is not added again, also if it was deleted here. All is written in one transaction.
 
     Returns {"source", "history": its file or None, "found", "added", "known", "versions", "skipped": {reason: count},
-    "owners": [{ids, "memories"}], "dry_run"}. InvalidInputError for another file or folder, CorruptFileError for a damaged one: nothing is written.
+    "owners": [{ids, "memories"}], "dry_run"}. InvalidInputError for another file or folder, CorruptFileError for a
+    damaged one: nothing is written.
     """
     place = None if history is None else _path(history, "history")
     source = read(_path(path, "path"), collection=collection, history=place)

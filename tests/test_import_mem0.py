@@ -115,7 +115,7 @@ def test_again_adds_nothing_and_brings_nothing_back(memory: Memory, store: Calla
 @pytest.mark.parametrize("inside", ["", "qdrant", "qdrant/collection/mem0", "qdrant/collection/mem0/storage.sqlite"])
 def test_the_folder_may_be_named_from_anywhere(memory: Memory, store: Callable[[str], Path], inside: str) -> None:
     folder = store("2.x")
-    told = import_mem0(memory, folder / inside, history=folder / "history.db")
+    told = import_mem0(memory, folder / inside)
     assert (told["added"], told["versions"]) == (5, 7)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import uuid
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -87,6 +88,4 @@ def history_rows(versions: Sequence[Mapping[str, Any]], record: Mapping[str, Any
 
 def row_id(version: Mapping[str, Any]) -> str:
     """A UUID of its own for a row of the history, the same at every reading."""
-    import uuid
-
     return str(uuid.uuid5(uuid.UUID(version["memory_id"]), version["id"]))
