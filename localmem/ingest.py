@@ -120,6 +120,7 @@ def store_verbatim(
     """``add(infer=False)``: each message becomes one memory as it is, in one transaction and without a model."""
     said = Said(scope, tuple(messages), event_at, metadata, expires_at)
     [added] = store_all_verbatim(engine, [said])
+    assert added is not None
     return added
 
 
@@ -136,10 +137,15 @@ class Said:
 
 
 def store_all_verbatim(
-    engine: Engine, said: Sequence[Said], told: Callable[[int, int], object] = lambda done, total: None
-) -> list[Added]:
+    engine: Engine,
+    said: Sequence[Said],
+    told: Callable[[int, int], object] = lambda done, total: None,
+    *,
+    once: bool = False,
+) -> list[Added | None]:
     """Several verbatim adds in one transaction: all of them, or nothing. Their texts are embedded before it begins;
-    ``told`` hears of how many, and of how many there are."""
+    ``told`` hears of how many, and of how many there are. ``once``: None in the place of those whose source_id was
+    added to their scope before, also by another process meanwhile."""
     masked = [
         (tuple(mask(each.messages)), tuple((secrets.mask(t, t).text, at) for t, at in each.later)) for each in said
     ]
@@ -153,8 +159,9 @@ def store_all_verbatim(
         Verbatim(_verbatim_plan(each, messages, vectors, passages), messages, later)
         for each, (messages, later) in zip(said, masked, strict=True)
     ]
-    done = engine.store.record_all_verbatim(recordings, engine.clock())
-    return [Added(episode_id, tuple(changes)) for episode_id, changes in done]
+    unless = store_read.ingested if once else None
+    done = engine.store.record_all_verbatim(recordings, engine.clock(), unless=unless)
+    return [None if each is None else Added(each[0], tuple(each[1])) for each in done]
 
 
 def _verbatim_texts(messages: Sequence[Message], later: Sequence[tuple[str, Instant]]) -> list[str]:

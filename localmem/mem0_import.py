@@ -40,6 +40,13 @@ class _Plan:
     known: int = 0
     skipped: Counter[str] = field(default_factory=Counter)
 
+    def keep(self, episodes: Sequence[str | None]) -> None:
+        """Count what another import was faster with as known."""
+        pairs = zip(self.entries, self.owners, episodes, strict=True)
+        kept = [(entry, owner) for entry, owner, episode in pairs if episode is not None]
+        self.known += len(self.entries) - len(kept)
+        self.entries, self.owners = [entry for entry, _ in kept], [owner for _, owner in kept]
+
 
 def import_mem0(
     memory: Memory,
@@ -72,7 +79,7 @@ def import_mem0(
     given = {"user_id": user_id, "agent_id": agent_id, "run_id": run_id}
     plan = _planned(memory, source, {name: value for name, value in given.items() if value is not None})
     if plan.entries and not dry_run:
-        memory.add_all(plan.entries, progress=progress)
+        plan.keep(memory.add_all(plan.entries, once=True, progress=progress)["episodes"])
     counts = Counter(plan.owners)
     return {
         "source": source.name,

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -268,13 +268,26 @@ class Store:
 
     def record_verbatim(self, plan: Plan, messages: Sequence[Message], now: Instant) -> tuple[EpisodeId, list[Change]]:
         """``infer=False``: the episode and one memory a message, in one transaction. Decision i is message i's."""
-        [(episode_id, changes)] = self.record_all_verbatim([Verbatim(plan, tuple(messages))], now)
-        return episode_id, changes
-
-    def record_all_verbatim(self, recordings: Iterable[Verbatim], now: Instant) -> list[tuple[EpisodeId, list[Change]]]:
-        """The same for many episodes: all of them, or nothing."""
         with self.change(now) as (tx, trail):
-            return [_record_verbatim(tx, trail, each, now) for each in recordings]
+            return _record_verbatim(tx, trail, Verbatim(plan, tuple(messages)), now)
+
+    def record_all_verbatim(
+        self, recordings: Iterable[Verbatim], now: Instant, *, unless: Callable[[Tx, Scope], set[str]] | None = None
+    ) -> list[tuple[EpisodeId, list[Change]] | None]:
+        """The same for many episodes: all of them, or nothing.
+
+        unless: which source_ids a scope has. An episode whose metadata has one of them is left out: None in its place.
+        """
+        with self.change(now) as (tx, trail):
+            known: dict[Scope, set[str]] = {}
+            done: list[tuple[EpisodeId, list[Change]] | None] = []
+            for each in recordings:
+                scope, source_id = each.plan.scope, (each.plan.metadata or {}).get("source_id")
+                if unless is not None and scope not in known:
+                    known[scope] = unless(tx, scope)
+                is_known = isinstance(source_id, str) and source_id in known.get(scope, ())
+                done.append(None if is_known else _record_verbatim(tx, trail, each, now))
+            return done
 
     def episode_failed(self, episode_id: EpisodeId, error: str) -> None:
         """Note why an episode is still pending: the error's class name, never its text."""

@@ -87,19 +87,27 @@ class Surface(Custody):
         return Results(results=told, episode_id=added.episode_id)
 
     def add_all(
-        self, entries: Iterable[Mapping[str, Any]], *, progress: Callable[[int, int], object] | None = None
+        self,
+        entries: Iterable[Mapping[str, Any]],
+        *,
+        once: bool = False,
+        progress: Callable[[int, int], object] | None = None,
     ) -> Results:
         """Store many exchanges as they are (infer=False), all of them or none.
 
         entries: dicts of add()'s arguments, but for infer; and perhaps ``later``, what an exchange's last message came
-        to say: a list of {"text", "timestamp"} in order of time, which become versions of its memory. progress gets
-        (texts embedded, texts). Returns {"results", "episodes"}: the changes, and the id of each entry's episode.
+        to say: a list of {"text", "timestamp"} in order of time, which become versions of its memory. once:
+        leave out an entry whose ``source_id`` in its metadata was added to the same scope before. progress gets (texts
+        embedded, texts). Returns {"results", "episodes"}: the changes, and the id of each entry's episode, None of one
+        that was left out.
         InvalidInputError names the entry, and nothing is written.
         """
         said = [self._said(entry, f"entries[{i}]") for i, entry in enumerate(entries)]
-        done = store_all_verbatim(self._engine, said, progress or (lambda done, total: None)) if said else []
-        told = [shapes.change_dict(change) for added in done for change in added.changes if change.event is not Op.NOOP]
-        return Results(results=told, episodes=[added.episode_id for added in done])
+        hearing = progress or (lambda done, total: None)
+        done = store_all_verbatim(self._engine, said, hearing, once=once) if said else []
+        changes = [change for added in done if added is not None for change in added.changes]
+        told = [shapes.change_dict(change) for change in changes if change.event is not Op.NOOP]
+        return Results(results=told, episodes=[None if added is None else added.episode_id for added in done])
 
     def _said(self, entry: Mapping[str, Any], place: str) -> Said:
         """One entry of add_all(), checked."""

@@ -106,6 +106,21 @@ def test_a_bound_handle_keeps_its_entries_in_its_scope(memory: Memory) -> None:
     assert texts(memory.get_all(**ANN)) == ["tea", "milk"]
 
 
+def test_once(memory: Memory) -> None:
+    def entry(text: str, source: Any, **ids: str) -> dict[str, Any]:
+        return {"messages": text, "metadata": {"source_id": source}, **(ids or ANN)}
+
+    memory.add("tea", infer=False, metadata={"source_id": "a"}, **ANN)
+    entries = [entry("tea", "a"), entry("milk", "b"), entry("tea", "a", user_id="bob"), entry("rum", 7)]
+    added = memory.add_all(entries, once=True)
+    assert [each["memory"] for each in added["results"]] == ["milk", "tea", "rum"]
+    assert [episode is None for episode in added["episodes"]] == [True, False, False, False]
+    assert texts(memory.get_all(**ANN)) == ["tea", "milk", "rum"]
+    assert memory.add_all(entries[:2], once=True) == {"results": [], "episodes": [None, None]}
+    memory.add_all(entries[:1])
+    assert texts(memory.get_all(**ANN)) == ["tea", "milk", "rum", "tea"]
+
+
 def test_progress_secrets_and_many(memory: Memory, clock: FixedClock) -> None:
     heard: list[tuple[int, int]] = []
     secret = "my key is sk-proj-abcdefghijklmnopqrstuvwxyz0123456789ABCD"

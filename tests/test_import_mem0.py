@@ -112,6 +112,17 @@ def test_again_adds_nothing_and_brings_nothing_back(memory: Memory, store: Calla
     assert state(memory) == before
 
 
+def test_two_imports_at_once_add_each_memory_once(open_memory: Opener, store: Callable[[str], Path]) -> None:
+    folder, other, faster = store("2.x"), open_memory(), list[Any]()
+
+    def meanwhile(done: int, total: int) -> None:
+        faster.append(import_mem0(other, folder))
+
+    told = import_mem0(open_memory(), folder, progress=meanwhile)
+    assert [(each["added"], each["known"], len(each["owners"])) for each in (faster[0], told)] == [(5, 0, 4), (0, 5, 0)]
+    assert len(state(other)) == 5
+
+
 @pytest.mark.parametrize("inside", ["", "qdrant", "qdrant/collection/mem0", "qdrant/collection/mem0/storage.sqlite"])
 def test_the_folder_may_be_named_from_anywhere(memory: Memory, store: Callable[[str], Path], inside: str) -> None:
     folder = store("2.x")
