@@ -249,6 +249,7 @@ def test_both_dialects_at_once(opened: Opener) -> None:
     assert texts(memory.search("tea", filters={"AND": [{"user_id": "ann"}, {"n": {"gte": 1}}]})) == ["tea"]
     assert texts(memory.get_all(filters={"user_id": "ann", "OR": [{"n": 1}, {"n": 2}]})) == ["tea"]
     assert texts(memory.get_all(user_id="ann", filters={"n": 2})) == []
+    assert texts(memory.get_all(user_id="ann", filters={"NOT": {"kind": "semantic"}})) == ["tea"]  # no key of its own
     with pytest.raises(ValueError, match="two different ids"):
         memory.search("tea", user_id="ann", filters={"user_id": "bob"})
     with pytest.raises(ValueError, match="must be provided"):

@@ -109,8 +109,8 @@ def _by_mem0s_names(filters: Any) -> Any:
         return filters
     told = {}
     for name, value in filters.items():
-        if isinstance(value, list) and str(name).strip("$").upper() in ("AND", "OR", "NOT"):
-            told[name] = [_by_mem0s_names(each) for each in value]
+        if str(name).strip("$").upper() in ("AND", "OR", "NOT"):
+            told[name] = [_by_mem0s_names(e) for e in value] if isinstance(value, list) else _by_mem0s_names(value)
         else:
             told[filtering.IN_METADATA + name if name in _METADATA_HERE else name] = value
     return told
