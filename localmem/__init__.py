@@ -11,8 +11,9 @@ if TYPE_CHECKING:
     from localmem.config import Limits, WorkerOptions
     from localmem.embedders import reembed
     from localmem.encryption import decrypt, encrypt, rekey
+    from localmem.mem0_import import import_mem0
     from localmem.memory import BoundMemory, Memory
-    from localmem.salvage import salvage
+    from localmem.salvaging import salvage
 
 __all__ = [
     "AsyncMemory",
@@ -23,6 +24,7 @@ __all__ = [
     "__version__",
     "decrypt",
     "encrypt",
+    "import_mem0",
     "reembed",
     "rekey",
     "salvage",
@@ -36,9 +38,10 @@ _HOMES = {
     "WorkerOptions": "localmem.config",
     "decrypt": "localmem.encryption",
     "encrypt": "localmem.encryption",
+    "import_mem0": "localmem.mem0_import",
     "reembed": "localmem.embedders",
     "rekey": "localmem.encryption",
-    "salvage": "localmem.salvage",
+    "salvage": "localmem.salvaging",
 }
 
 

@@ -8,13 +8,13 @@ from functools import wraps
 from types import TracebackType
 from typing import Any, Self
 
-from localmem.memory import BoundMemory, Memory
+from localmem.memory import Memory
 
 
-class _Async:
+class InThreads:
     """Wraps a Memory or a bound handle: ``await m.search(…)`` is ``m.search(…)`` in a thread."""
 
-    def __init__(self, memory: Memory | BoundMemory) -> None:
+    def __init__(self, memory: Any) -> None:
         self._memory = memory
 
     def __getattr__(self, name: str) -> Callable[..., Awaitable[Any]]:
@@ -38,11 +38,11 @@ class _Async:
         return AsyncBoundMemory(self._memory.bound(**options))
 
 
-class AsyncBoundMemory(_Async):
+class AsyncBoundMemory(InThreads):
     """The asynchronous form of a bound handle."""
 
 
-class AsyncMemory(_Async):
+class AsyncMemory(InThreads):
     """Memory for asyncio programs. Takes Memory's arguments; every call but ``bound`` is awaited."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -52,7 +52,7 @@ class AsyncMemory(_Async):
     def from_config(cls, config: dict[str, Any] | None = None, **options: Any) -> Self:
         """As Memory.from_config()."""
         made = cls.__new__(cls)
-        _Async.__init__(made, Memory.from_config(config, **options))
+        InThreads.__init__(made, Memory.from_config(config, **options))
         return made
 
     async def __aenter__(self) -> Self:

@@ -2,7 +2,8 @@
 
 ``{"AND": [{"category": "work"}, {"NOT": [{"rank": {"gt": 3}}]}]}``. Operators: eq ne gt gte lt lte in nin
 contains icontains exists; a bare value means eq, ``"*"`` means exists. Fields are metadata keys, or the columns
-in COLUMNS. A missing key fails every comparison except ``ne``, ``nin`` and ``exists: False``.
+in COLUMNS; ``metadata.NAME`` is the metadata key NAME, also where there is a column of that name. A missing key fails
+every comparison except ``ne``, ``nin`` and ``exists: False``.
 """
 
 from __future__ import annotations
@@ -37,6 +38,7 @@ COLUMNS = frozenset({*_TIMES, *_TEXTS})
 OPERATORS = ("eq", "ne", "gt", "gte", "lt", "lte", "in", "nin", "contains", "icontains", "exists")
 _SYMBOL = {"eq": "=", "gt": ">", "gte": ">=", "lt": "<", "lte": "<="}
 DEPTH_MAX = 20
+IN_METADATA = "metadata."  # before the name of a key
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,7 +157,7 @@ def _exists(name: str, wanted: bool) -> Condition:
     if column:
         return Condition(f"({column} is {'not ' if wanted else ''}null)")
     sql = "exists (select 1 from json_each(m.metadata) j where j.key = ?)"
-    return Condition(sql if wanted else f"(not {sql})", (name,))
+    return Condition(sql if wanted else f"(not {sql})", (name.removeprefix(IN_METADATA),))
 
 
 def _compare(name: str, operator: str, operand: Any, place: str) -> Condition:
@@ -227,7 +229,8 @@ def _contains(name: str, operator: str, operand: Any, place: str) -> Condition:
 
 
 def _any_value(name: str, test: str, bindings: tuple[Any, ...]) -> Condition:
-    return Condition(f"exists (select 1 from json_each(m.metadata) j where j.key = ? and ({test}))", (name, *bindings))
+    sql = f"exists (select 1 from json_each(m.metadata) j where j.key = ? and ({test}))"
+    return Condition(sql, (name.removeprefix(IN_METADATA), *bindings))
 
 
 def _storable(number: float) -> bool:

@@ -30,7 +30,7 @@ from localmem.errors import (
     StorageError,
 )
 from localmem.extract import ExtractContext, Extraction, extract
-from localmem.store import EpisodeRecord, Incoming, Store
+from localmem.store import EpisodeRecord, Incoming, Store, Verbatim
 from localmem.store_apply import FORGET, USER_REQUEST, OwnerMovedError, Plan, Snapshot, stated
 from localmem.store_passages import later_passages
 from localmem.types import (
@@ -58,6 +58,7 @@ if TYPE_CHECKING:
     from localmem.types import Vector, Vectors
 
 SUMMARY_LINES_MAX = 12
+EMBEDDED_AT_ONCE = 256  # texts of a bulk add between two reports of how far it is
 REQUESTS_MAX = 8  # forget requests in one add
 FORGET_ASKED_COSINE, FORGET_ASKED_MAX = 0.2, 24  # memories the tuned model is asked about
 FORGET_COSINE, FORGET_HALF_COSINE, FORGET_WORDS = 0.62, 0.45, 0.5
@@ -88,50 +89,53 @@ class Added:
 # -------------------------------------------------------------------- entrances
 
 
-def remember(
-    engine: Engine,
-    scope: Scope,
-    messages: Sequence[Message],
-    *,
-    event_at: Instant,
-    metadata: Mapping[str, JSON],
-    expires_at: Instant | None,
-) -> Added:
+@dataclass(frozen=True, slots=True)
+class Said:
+    """One exchange as it was given, checked. ``later``, of a verbatim one: what its last message came to say, and
+    since when."""
+
+    scope: Scope
+    messages: tuple[Message, ...]
+    event_at: Instant
+    metadata: Mapping[str, JSON]
+    expires_at: Instant | None = None
+    later: tuple[tuple[str, Instant], ...] = ()
+
+
+def remember(engine: Engine, said: Said) -> Added:
     """``add(infer=True)``: record the episode, then finish it. Raises GeneratorError with the pending episode's id."""
-    coming = incoming(engine, scope, messages, event_at, metadata, expires_at)
     now = engine.clock()
-    [episode_id] = engine.store.record_episodes([coming], now, due_at=now + store_queue.CLAIM_S * 1_000_000)
+    due_at = now + store_queue.CLAIM_S * 1_000_000
+    [episode_id] = engine.store.record_episodes([_incoming(engine, said)], now, due_at=due_at)
+    assert episode_id is not None
     return finish(engine, episode_id)
 
 
-def incoming(
-    engine: Engine,
-    scope: Scope,
-    messages: Sequence[Message],
-    event_at: Instant,
-    metadata: Mapping[str, JSON],
-    expires_at: Instant | None,
-    *,
-    chars_max: int | None = None,
-) -> Incoming:
-    """What is to be recorded of an exchange, secrets masked.
+def enqueue(engine: Engine, said: Sequence[Said], *, chars_max: int, once: bool = False) -> list[EpisodeId | None]:
+    """Record episodes, all of them or none, and leave them to a worker.
 
-    chars_max: messages beyond it are not embedded now, but by `settle`; their words are found at once.
+    chars_max: messages beyond that many characters of an exchange are not embedded now, but by `settle`; their words
+    are found at once. ``once``: None in the place of those whose source_id was added to their scope before.
     """
-    masked = mask(messages)
+    coming = [_incoming(engine, each, chars_max=chars_max) for each in said]
+    return engine.store.record_episodes(coming, engine.clock(), unless=store_read.ingested if once else None)
+
+
+def _incoming(engine: Engine, said: Said, *, chars_max: int | None = None) -> Incoming:
+    masked = mask(said.messages)
     read = [i for i, m in enumerate(masked) if m.role != "system"]
     if chars_max is not None:
         upto = itertools.accumulate(len(masked[i].content) for i in read)
         read = [i for i, chars in zip(read, upto, strict=True) if chars <= chars_max]
     texts = [masked[i].content for i in read]
     return Incoming(
-        scope,
+        said.scope,
         masked,
-        event_at,
+        said.event_at,
         vectors=dict(zip(read, engine.embedder.embed_passages(texts), strict=True)) if texts else {},
         passages=later_passages(engine.embedder, texts),
-        metadata=metadata,
-        expires_at=expires_at,
+        metadata=said.metadata,
+        expires_at=said.expires_at,
     )
 
 
@@ -146,30 +150,59 @@ def settle(engine: Engine, episode_id: EpisodeId) -> None:
         store_queue.settle_vectors(tx, episode_id, {row: made[text] for row, text in owed.items()}, later)
 
 
-def store_verbatim(
-    engine: Engine,
-    scope: Scope,
-    messages: Sequence[Message],
-    *,
-    event_at: Instant,
-    metadata: Mapping[str, JSON],
-    expires_at: Instant | None,
-) -> Added:
+def store_verbatim(engine: Engine, said: Said) -> Added:
     """``add(infer=False)``: each message becomes one memory as it is, in one transaction and without a model."""
-    masked = mask(messages)
-    facts = [_verbatim(m, i, event_at) for i, m in enumerate(masked) if m.role != "system"]
-    plan = Plan(
-        scope=scope,
+    [added] = store_all_verbatim(engine, [said])
+    assert added is not None
+    return added
+
+
+def store_all_verbatim(
+    engine: Engine,
+    said: Sequence[Said],
+    told: Callable[[int, int], object] = lambda done, total: None,
+    *,
+    once: bool = False,
+) -> list[Added | None]:
+    """Several verbatim adds in one transaction: all of them, or nothing. Their texts are embedded before it begins;
+    ``told`` hears of how many, and of how many there are. ``once``: None in the place of those whose source_id was
+    added to their scope before, also by another process meanwhile."""
+    masked = [
+        (tuple(mask(each.messages)), tuple((secrets.mask(t, t).text, at) for t, at in each.later)) for each in said
+    ]
+    texts = list(dict.fromkeys(text for messages, later in masked for text in _verbatim_texts(messages, later)))
+    vectors: dict[str, Vector] = {}
+    for start in range(0, len(texts), EMBEDDED_AT_ONCE):
+        vectors |= _embed(engine, texts[start : start + EMBEDDED_AT_ONCE])
+        told(len(vectors), len(texts))
+    passages = later_passages(engine.embedder, texts)
+    recordings = [
+        Verbatim(_verbatim_plan(each, messages, vectors, passages), messages, later)
+        for each, (messages, later) in zip(said, masked, strict=True)
+    ]
+    unless = store_read.ingested if once else None
+    done = engine.store.record_verbatim(recordings, engine.clock(), unless=unless)
+    return [None if each is None else Added(each[0], tuple(each[1])) for each in done]
+
+
+def _verbatim_texts(messages: Sequence[Message], later: Sequence[tuple[str, Instant]]) -> list[str]:
+    return [m.content for m in messages if m.role != "system"] + [text for text, _ in later]
+
+
+def _verbatim_plan(
+    said: Said, messages: Sequence[Message], vectors: Mapping[str, Vector], passages: Mapping[str, Vectors]
+) -> Plan:
+    facts = [_verbatim(m, i, said.event_at) for i, m in enumerate(messages) if m.role != "system"]
+    return Plan(
+        scope=said.scope,
         decisions=tuple(Decision(fact, Op.ADD) for fact in facts),
-        vectors=_embed(engine, [fact.text for fact in facts]),
-        passages=later_passages(engine.embedder, [fact.text for fact in facts]),
+        vectors=vectors,
+        passages=passages,
         reason="verbatim",
-        event_at=event_at,
-        metadata=metadata,
-        expires_at=expires_at,
+        event_at=said.event_at,
+        metadata=said.metadata,
+        expires_at=said.expires_at,
     )
-    episode_id, changes = engine.store.record_verbatim(plan, masked, engine.clock())
-    return Added(episode_id, tuple(changes))
 
 
 def _verbatim(message: Message, position: int, event_at: Instant) -> Fact:

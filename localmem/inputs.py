@@ -18,7 +18,7 @@ from localmem.keys import Key
 from localmem.types import JSON, Instant, Message, Scope
 
 ROLES = ("user", "assistant", "system", "tool", "document")
-_OTHER_ROLES = {"developer": "system", "function": "tool", "human": "user", "ai": "assistant"}
+OTHER_ROLES = {"developer": "system", "function": "tool", "human": "user", "ai": "assistant"}
 _BROKEN = re.compile("[\ud800-\udfff\0]")
 
 
@@ -39,6 +39,11 @@ def clean_text(value: Any, argument: str, *, bytes_max: int, limit: str) -> str:
             f"shorten it or pass Memory(limits=Limits({limit}={size}))"
         )
     return value
+
+
+def memory_text(value: Any, argument: str, limits: Limits) -> str:
+    """The text of one memory, within its limit. Raises as `clean_text`."""
+    return clean_text(value, argument, bytes_max=limits.memory_bytes_max, limit="memory_bytes_max")
 
 
 def identifier(value: Any, argument: str, limits: Limits) -> str | None:
@@ -81,7 +86,7 @@ def _message(entry: Any, place: str, limits: Limits) -> Message:
     if not isinstance(entry, Mapping):
         raise InvalidTypeError(f"{place} must be a dict with role and content, or a str, not {type(entry).__name__}")
     role = entry.get("role", "user")
-    role = _OTHER_ROLES.get(role, role) if isinstance(role, str) else role
+    role = OTHER_ROLES.get(role, role) if isinstance(role, str) else role
     if role not in ROLES:
         raise InvalidInputError(f"{place}.role is {role!r:.40}; use one of {', '.join(ROLES)}")
     content = _joined(entry.get("content"), place)
@@ -261,7 +266,7 @@ def _limits(given: Mapping[str, Any]) -> Limits:
         raise InvalidInputError(f"config.limits has a name that is no limit; there are {known}") from None
 
 
-_OWN_OPTIONS = (
+OWN_OPTIONS = (
     "path", "key", "embedder", "generator", "reranker", "durability", "retention", "preset", "limits", "allow_remote",
     "audit_key", "checkpoint", "audit_reads", "actor", "erase_on_delete",
 )  # fmt: skip
@@ -271,7 +276,7 @@ def options(config: Mapping[str, Any]) -> dict[str, Any]:
     """Memory's arguments, read from its own keys and from what of mem0's sections means something here."""
     if not isinstance(config, Mapping):
         raise InvalidTypeError(f"config must be a dict, not {type(config).__name__}")
-    chosen = {name: config[name] for name in _OWN_OPTIONS if name in config and not isinstance(config[name], Mapping)}
+    chosen = {name: config[name] for name in OWN_OPTIONS if name in config and not isinstance(config[name], Mapping)}
     if isinstance(config.get("limits"), Mapping):
         chosen["limits"] = _limits(config["limits"])
     ignored = []

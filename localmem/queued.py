@@ -4,21 +4,21 @@ from __future__ import annotations
 
 import time
 from abc import abstractmethod
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
-from localmem import inputs, store_queue
+from localmem import inputs, shapes, store_queue
+from localmem.config import Limits
 from localmem.dates import to_iso
 from localmem.errors import ConflictError, InvalidInputError, InvalidTypeError, NotFoundError, ScopeError
 from localmem.handle import Handle, only_ids
-from localmem.ingest import incoming
+from localmem.ingest import Said, enqueue, store_all_verbatim
 from localmem.shapes import Results, Shape
 from localmem.worker import STALE_S
 
 if TYPE_CHECKING:
-    from localmem.store import Incoming
     from localmem.store_queue import Lease
-    from localmem.types import Scope
+    from localmem.types import Instant, Scope
     from localmem.worker import Worker
 
 EAGER_CHARS = 400  # of an exchange that are embedded before wait=False returns, about 10 ms; the rest right after it
@@ -39,20 +39,33 @@ class Queued(Handle):
         run_id: str | None = None,
         session_id: str | None = None,
         metadata: Mapping[str, Any] | None = None,
+        infer: bool = True,
+        once: bool = False,
+        progress: Callable[[int, int], object] | None = None,
     ) -> Results:
-        """Record many exchanges at once, all or none, and leave their reading to the worker.
+        """Record many exchanges, all or none, and leave their reading to the worker; infer=False stores them as they
+        are.
 
         Each is what ``add`` takes as messages, or a dict {"messages", "timestamp"?, "metadata"?, "expires_at"?} with
-        ids of its own where the call names none. Returns ``{"results": [{"episode_id"}], "status": "waiting"}`` in
-        their order; InvalidInputError names the place of a wrong one, and nothing is recorded.
+        ids of its own where the call names none; with infer=False also ``later``, what its last message came to say:
+        [{"text", "timestamp"}] in order of time, which become versions of its memory. once: leave out what has a
+        ``source_id`` in its metadata that was added to the same scope before. progress gets (texts embedded, texts).
+        Returns {"results", "episodes", "status"}: the changes, each exchange's episode id or None where it was left
+        out, "waiting" or "done". InvalidInputError names the place of a wrong one, and nothing is recorded.
         """
-        ids = {"user_id": user_id, "agent_id": agent_id, "run_id": run_id, "session_id": session_id}
         if isinstance(exchanges, str | bytes | Mapping) or not isinstance(exchanges, Iterable):
             raise InvalidTypeError(f"exchanges must be a list of them, not {type(exchanges).__name__}; add() takes one")
-        coming = [self._exchange(each, f"exchanges[{i}]", ids, metadata) for i, each in enumerate(exchanges)]
-        found = self._engine.store.record_episodes(coming, self._engine.clock()) if coming else []
-        self._wake()
-        return Results(results=[{"episode_id": each} for each in found], status="waiting")
+        ids = {"user_id": user_id, "agent_id": agent_id, "run_id": run_id, "session_id": session_id}
+        said = [self._exchange(each, f"exchanges[{i}]", ids, metadata, infer) for i, each in enumerate(exchanges)]
+        if not infer:
+            done = store_all_verbatim(self._engine, said, progress or _unheard, once=once) if said else []
+            told = [shapes.change_dict(change) for added in done if added for change in added.changes]
+            return Results(results=told, episodes=[added and added.episode_id for added in done], status="done")
+        worker = self._wake()  # first: what keeps it from standing by is told before anything is recorded
+        found = enqueue(self._engine, said, chars_max=EAGER_CHARS, once=once) if said else []
+        if worker is not None:
+            worker.wake()
+        return Results(results=[], episodes=found, status="waiting")
 
     def flush(self, timeout: float | None = None, **ids: Any) -> Shape:
         """Wait until what was added so far has been read, by whichever process is the worker.
@@ -147,13 +160,12 @@ class Queued(Handle):
     def _wake(self) -> Worker | None:
         """This process's worker, standing by and told to look at once; None where it takes no part."""
 
-    def _enqueue(
-        self, messages: Any, ids: Mapping[str, Any], metadata: Mapping[str, Any] | None, when: Mapping[str, Any]
-    ) -> Results:
+    def _enqueue(self, said: Said) -> Results:
         """``add(wait=False)``."""
-        coming = self._incoming(messages, ids, metadata, when)
-        [episode_id] = self._engine.store.record_episodes([coming], self._engine.clock())
-        self._wake()
+        worker = self._wake()  # as in add_many
+        [episode_id] = enqueue(self._engine, [said], chars_max=EAGER_CHARS)
+        if worker is not None:
+            worker.wake()
         return Results(results=[], episode_id=episode_id, status="waiting")
 
     @abstractmethod
@@ -165,35 +177,42 @@ class Queued(Handle):
         self._check_open()
         return self._scope(None, **given) if any(given.values()) or self._within else None
 
-    def _exchange(self, given: Any, place: str, ids: Mapping[str, Any], metadata: Mapping[str, Any] | None) -> Incoming:
-        fields = given if isinstance(given, Mapping) and "messages" in given else {"messages": given}
-        if wrong := set(fields) - _FIELDS:
-            raise InvalidTypeError(
-                f"{place} has the unknown field {sorted(wrong)[0]!r:.40}; it may have {sorted(_FIELDS)}"
-            )
-        own = {name: inputs.one_of(ids[name], fields.get(name), name, f"{place}.{name}", None) for name in _IDS}
+    def _exchange(
+        self, given: Any, place: str, ids: Mapping[str, Any], metadata: Mapping[str, Any] | None, infer: bool
+    ) -> Said:
+        """One of many, with what the call says of all of them."""
+        entry = given if isinstance(given, Mapping) and "messages" in given else {"messages": given}
+        known = _FIELDS if infer else _FIELDS | {"later"}
+        if wrong := set(entry) - known:
+            name = sorted(map(str, wrong))[0]
+            raise InvalidTypeError(f"{place} has {name!r:.40}; it may have {', '.join(sorted(known))}")
+        own = {name: inputs.one_of(ids[name], entry.get(name), name, f"{place}.{name}", None) for name in _IDS}
+        limits = self._engine.limits
         try:
-            both = [inputs.metadata(each, self._engine.limits) for each in (metadata, fields.get("metadata"))]
-            return self._incoming(fields["messages"], own, both[0] | both[1], fields)
+            both = inputs.metadata(metadata, limits) | inputs.metadata(entry.get("metadata"), limits)
+            return self._said({**entry, **own, "metadata": both}, infer=infer)
         except InvalidInputError as error:
             raise type(error)(f"{place}: {error}") from None
 
-    def _incoming(
-        self, messages: Any, ids: Mapping[str, Any], metadata: Mapping[str, Any] | None, when: Mapping[str, Any]
-    ) -> Incoming:
-        """One exchange that is to wait, checked; ``when`` holds timestamp and expires_at."""
+    def _said(self, given: Mapping[str, Any], *, infer: bool) -> Said:
+        """add()'s arguments, checked."""
         limits = self._engine.limits
-        scope = self._writable(**ids)
-        said = inputs.messages(messages, limits)
-        event_at = inputs.instant(when.get("timestamp"), "timestamp")
-        return incoming(
-            self._engine,
+        scope = self._writable(**{name: given.get(name) for name in _IDS})
+        messages = inputs.messages(given["messages"], limits)
+        if not infer:  # each becomes a memory
+            for i, message in enumerate(messages):
+                inputs.memory_text(message.content, f"messages[{i}].content", limits)
+        later = tuple(_later(each, limits) for each in given.get("later") or ())
+        if later and messages[-1].role == "system":
+            raise InvalidInputError("later follows a message of the system, which is no memory")
+        event_at = inputs.instant(given.get("timestamp"), "timestamp")
+        return Said(
             scope,
-            said,
+            tuple(messages),
             self._engine.clock() if event_at is None else event_at,
-            inputs.metadata(metadata, limits),
-            inputs.instant(when.get("expires_at"), "expires_at"),
-            chars_max=EAGER_CHARS,
+            inputs.metadata(given.get("metadata"), limits),
+            inputs.instant(given.get("expires_at"), "expires_at"),
+            later,
         )
 
     def _worker_shape(self, lease: Lease | None, paused: bool) -> Shape:
@@ -223,3 +242,18 @@ def _refuse_to_wait(worker: Worker | None, paused: bool, *, alone: bool) -> None
         raise worker.trouble
     if alone:
         raise ConflictError("no process reads this file: run `localmem worker`, or open it without worker=False")
+
+
+def _later(value: Any, limits: Limits) -> tuple[str, Instant]:
+    """One of an exchange's later wordings: its text, and since when."""
+    if not isinstance(value, Mapping):
+        raise InvalidTypeError(f"later must hold dicts with text and timestamp, not {type(value).__name__}")
+    text = inputs.memory_text(value.get("text"), "later.text", limits)
+    since = inputs.instant(value.get("timestamp"), "later.timestamp")
+    if since is None:
+        raise InvalidInputError("later.timestamp is missing; say since when it was so")
+    return text, since
+
+
+def _unheard(done: int, total: int) -> None:
+    """Nobody wants to know how far it is."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -19,10 +19,12 @@ from localmem.errors import AuditError, EmbedderMismatchError, KeyRefusedError, 
 from localmem.store_apply import (
     Changes,
     Plan,
+    neighbour_of,
     new_id,
     owner_row,
     refuse_if_moved,
     refuse_if_targets_moved,
+    stated,
     to_json,
 )
 from localmem.store_audit import (
@@ -47,10 +49,12 @@ from localmem.store_words import delete_fts, insert_fts
 from localmem.types import (
     JSON,
     Change,
+    Decision,
     Embedder,
     EpisodeId,
     Instant,
     Message,
+    Op,
     Scope,
 )
 
@@ -88,6 +92,36 @@ class Incoming:
     passages: Mapping[str, Vectors]
     metadata: Mapping[str, JSON] = field(default_factory=dict)
     expires_at: Instant | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Verbatim:
+    """An episode whose messages are memories as they are. ``later``: what its last memory came to say, in order of
+    time; the plan's vectors are of these texts too."""
+
+    plan: Plan
+    messages: tuple[Message, ...]
+    later: tuple[tuple[str, Instant], ...] = ()
+
+
+SourcesOf = Callable[[Tx, Scope], set[str]]  # the source_ids that were added to a scope
+
+
+class _Known:
+    """What was added before, looked up once for each scope."""
+
+    def __init__(self, tx: Tx, sources_of: SourcesOf | None) -> None:
+        self._tx, self._sources_of = tx, sources_of
+        self._found: dict[Scope, set[str]] = {}
+
+    def holds(self, scope: Scope, metadata: Mapping[str, JSON]) -> bool:
+        """Whether an episode of this source_id is there."""
+        source_id = metadata.get("source_id")
+        if self._sources_of is None or not isinstance(source_id, str):
+            return False
+        if scope not in self._found:
+            self._found[scope] = self._sources_of(self._tx, scope)
+        return source_id in self._found[scope]
 
 
 class Store:
@@ -236,25 +270,40 @@ class Store:
     # ---------------------------------------------------------------- episodes
 
     def record_episodes(
-        self, coming: Sequence[Incoming], now: Instant, *, due_at: Instant | None = None
-    ) -> list[EpisodeId]:
+        self,
+        coming: Sequence[Incoming],
+        now: Instant,
+        *,
+        due_at: Instant = 0,
+        unless: SourcesOf | None = None,
+    ) -> list[EpisodeId | None]:
         """Write words down as ``pending`` before anything is made of them: all of these episodes, or none.
 
-        due_at: before then no worker takes them up; None is at once.
+        due_at: before then no worker takes them up. unless: which source_ids a scope has; an episode whose metadata
+        has one of them is left out, None in its place.
         """
         with self.change(now) as (tx, trail):
-            return [_record(tx, trail, each, now, due_at or 0) for each in coming]
+            known = _Known(tx, unless)
+            return [
+                None if known.holds(each.scope, each.metadata) else _record(tx, trail, each, now, due_at)
+                for each in coming
+            ]
 
-    def record_verbatim(self, plan: Plan, messages: Sequence[Message], now: Instant) -> tuple[EpisodeId, list[Change]]:
-        """``infer=False``: the episode and one memory a message, in one transaction. Decision i is message i's."""
+    def record_verbatim(
+        self, recordings: Sequence[Verbatim], now: Instant, *, unless: SourcesOf | None = None
+    ) -> list[tuple[EpisodeId, list[Change]] | None]:
+        """``infer=False``: episodes and one memory a message, in one transaction. Decision i is message i's.
+
+        unless: as of `record_episodes`.
+        """
         with self.change(now) as (tx, trail):
-            episode_id = _insert_episode(
-                tx, trail, plan.scope, messages, plan.event_at, now, "verbatim", plan.metadata or {}, plan.expires_at
-            )
-            done = Changes(tx, trail, plan, now, episode_id).run()
-            tx.execute("update episode set state = 'done' where id = ?", (episode_id,))
-            drop_turns(tx, trail, now, episode_id)
-            return episode_id, done
+            known = _Known(tx, unless)
+            return [
+                None
+                if known.holds(each.plan.scope, each.plan.metadata or {})
+                else _record_verbatim(tx, trail, each, now)
+                for each in recordings
+            ]
 
     def episode_failed(self, episode_id: EpisodeId, error: str, now: Instant, *, blamed: bool = True) -> None:
         """Note why an episode is still pending, see `store_queue.failed`."""
@@ -386,6 +435,23 @@ def _insert_episode(
             (episode_id, i, m.role, m.name, m.content, grams, entry, salt),
         )
     return episode_id
+
+
+def _record_verbatim(tx: Tx, trail: Trail, told: Verbatim, now: Instant) -> tuple[EpisodeId, list[Change]]:
+    plan = told.plan
+    episode_id = _insert_episode(
+        tx, trail, plan.scope, told.messages, plan.event_at, now, "verbatim", plan.metadata or {}, plan.expires_at
+    )
+    changes = Changes(tx, trail, plan, now, episode_id).run()
+    for text, event_at in told.later:
+        head = changes[-1]
+        target = neighbour_of(str(head.id), head.version or 1, head.text, plan.event_at)
+        decision = Decision(stated(text, event_at), Op.UPDATE, (target,), text=text, reason="manual")
+        later = replace(plan, decisions=(decision,), reason="manual", metadata=None, event_at=event_at)
+        changes += Changes(tx, trail, later, now, None).run()
+    tx.execute("update episode set state = 'done' where id = ?", (episode_id,))
+    drop_turns(tx, trail, now, episode_id)
+    return episode_id, changes
 
 
 def _episode_state(tx: Tx, episode_id: EpisodeId) -> str:

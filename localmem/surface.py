@@ -70,28 +70,17 @@ class Surface(Custody, Queued):
         """
         if not isinstance(wait, bool):
             raise InvalidTypeError(f"wait must be True or False, not {type(wait).__name__}")
+        given = {
+            "messages": messages, "user_id": user_id, "agent_id": agent_id, "run_id": run_id, "session_id": session_id,
+            "metadata": metadata, "timestamp": timestamp, "expires_at": expires_at,
+        }  # fmt: skip
+        said = self._said(given, infer=infer)
         if infer and not wait:
-            ids = {"user_id": user_id, "agent_id": agent_id, "run_id": run_id, "session_id": session_id}
-            return self._enqueue(messages, ids, metadata, {"timestamp": timestamp, "expires_at": expires_at})
-        scope = self._writable(user_id=user_id, agent_id=agent_id, run_id=run_id, session_id=session_id)
-        limits = self._engine.limits
-        said = inputs.messages(messages, limits)
-        if not infer:
-            for i, message in enumerate(said):
-                place = f"messages[{i}].content"
-                inputs.clean_text(message.content, place, bytes_max=limits.memory_bytes_max, limit="memory_bytes_max")
-        event_at = inputs.instant(timestamp, "timestamp")
+            return self._enqueue(said)
         try:
-            added = (remember if infer else store_verbatim)(
-                self._engine,
-                scope,
-                said,
-                event_at=self._engine.clock() if event_at is None else event_at,
-                metadata=inputs.metadata(metadata, limits),
-                expires_at=inputs.instant(expires_at, "expires_at"),
-            )
+            added = (remember if infer else store_verbatim)(self._engine, said)
         finally:  # a request is carried out before the rest of its message is read, which may fail
-            self._erase_forgotten(scope)
+            self._erase_forgotten(said.scope)
         told = [shapes.change_dict(change) for change in added.changes if change.event is not Op.NOOP]
         return Results(results=told, episode_id=added.episode_id)
 

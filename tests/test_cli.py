@@ -179,7 +179,7 @@ def test_help_names_every_shape_and_no_command_is_without_words(run: Run) -> Non
     assert run().out == run("--help").out
     assert run("--version").out == f"localmem {__version__}\n"
     commands: dict[str, Any] = {**cli.commands}
-    groups = {name: commands.pop(name).commands for name in ("audit", "models")}
+    groups = {name: commands.pop(name).commands for name in ("audit", "import", "models")}
     within = [[group, name] for group, members in groups.items() for name in members]
     for path in [*([name] for name in commands), *within]:
         shown = run(*path, "--help")

@@ -237,6 +237,13 @@ def add_verbatim(memory: Memory) -> object:
     return memory.add(said, infer=False, metadata={"source": "log"}, **ANN)
 
 
+def add_several(memory: Memory) -> object:
+    later = [{"text": "User sails on Mondays", "timestamp": LATER}]
+    sails = {"messages": "User sails on Sundays", "timestamp": 1_700_000_000, "later": later, **ANN}
+    many = [sails, {"messages": "User rows", **ANN}, {"messages": "User rows", "user_id": "bob"}]
+    return memory.add_many(many, infer=False)
+
+
 def add_with_a_broken_model(memory: Memory) -> None:
     broken = ScriptedGenerator(fail=True)
     memory._generator = broken
@@ -270,6 +277,7 @@ WRITE_PATHS = {
         nothing, add_verbatim, ("User sails on Sundays", "Noted: Sundays"), lambda now, _: not now.episodes
     ),
     "add verbatim": WritePath(known, add_verbatim, (*KNOWN, "User sails on Sundays", "Noted: Sundays")),
+    "add all": WritePath(known, add_several, (*KNOWN, "User sails on Mondays", "User rows")),
     "add": WritePath(known, tell, STORY_LIVE, is_pending),
     "add, broken model": WritePath(known, add_with_a_broken_model, KNOWN),
     "forget": WritePath(told, ask_to_forget, STORY_LIVE[:2], is_pending),
@@ -318,7 +326,7 @@ def test_a_write_path_survives_every_fault(tmp_path: Path, path: WritePath) -> N
     assert len({outcome.now for outcome in swept.outcomes}) > 1  # the faults did strike before and after the commit
 
 
-@write_paths("add verbatim", "add", "forget and tell", "update", "delete all", "reset")
+@write_paths("add verbatim", "add all", "add", "forget and tell", "update", "delete all", "reset")
 def test_the_same_handle_works_after_a_failed_write(tmp_path: Path, path: WritePath) -> None:
     def act(file: Path, vfs: faults.FaultVFS, acknowledge: faults.Acknowledge) -> None:
         with memory_at(file, vfs.name) as memory:

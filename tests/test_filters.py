@@ -479,3 +479,13 @@ def test_compiled_filters_bind_every_value() -> None:
     condition = compile_filters({"v'": "x'; drop table memory; --", "OR": [{"w": {"in": [1, "two"]}}]})
     assert "drop" not in condition.sql
     assert condition.sql.count("?") == len(condition.bindings)
+
+
+def test_metadata_can_be_meant_where_there_is_a_column(memory: Memory) -> None:
+    memory.add("tea", infer=False, metadata={"kind": "k", "session_id": "s1", "expires_at": 7}, **ANN)
+    memory.add("milk", infer=False, **ANN)
+    assert matching(memory, {"kind": "semantic"}) == {"tea", "milk"}
+    assert matching(memory, {"metadata.kind": "k"}) == {"tea"}
+    assert matching(memory, {"metadata.expires_at": {"gt": 6}, "metadata.session_id": "*"}) == {"tea"}
+    assert matching(memory, {"NOT": [{"metadata.kind": {"exists": True}}]}) == {"milk"}
+    assert matching(memory, {"metadata.user_id": "ann"}) == set()

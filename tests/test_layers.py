@@ -18,11 +18,12 @@ LINES_MAX = 650  # of one file: beyond that a reader cannot hold it
 
 LAYERS = (  # top to bottom; a module may import its own layer and those below
     {"__main__", "cli", "mcp_server", "inspector", "testing"},
-    {"doctor", "feed", "report", "terminal"},
+    {"compat", "doctor", "feed", "mem0_import", "report", "terminal"},
     {
         "aio",
         "custody",
         "handle",
+        "mem0_files",
         "memory",
         "queued",
         "shapes",
@@ -32,7 +33,7 @@ LAYERS = (  # top to bottom; a module may import its own layer and those below
         "transcript_parts",
         "transcript_text",
     },
-    {"embedders", "encryption", "salvage"},
+    {"embedders", "encryption", "salvaging"},
     {"inputs"},
     {"worker"},
     {"ingest", "profile", "purge", "search"},
@@ -44,6 +45,7 @@ LAYERS = (  # top to bottom; a module may import its own layer and those below
         "store_export",
         "store_forgetting",
         "store_matrix",
+        "store_mem0",
         "store_mending",
         "store_passages",
         "store_pools",
@@ -84,6 +86,7 @@ LAYERS = (  # top to bottom; a module may import its own layer and those below
         "gbnf",
         "ids",
         "keys",
+        "mem0_points",
         "marks",
         "needles",
         "rules",
@@ -110,6 +113,7 @@ HOMES = {  # library -> the only modules that may import it
     "platformdirs": {"config"},
     "keyring": {"keys"},
     "psutil": {"worker"},
+    "pickle": set(),  # what is read of pickles is read without running them: mem0_points
     # what could open a socket: the loopback server, and nothing else
     "http": {"llm_server"},
     "socket": {"llm_server"},

@@ -102,7 +102,7 @@ class TestAsking:
         ]
         added = memory.add_many(given, metadata={"by": "import"}, **ANN)
         assert added["status"] == "waiting"
-        assert [len(each["episode_id"]) for each in added["results"]] == [36] * 3
+        assert [len(each) for each in added["episodes"]] == [36] * 3
         assert memory.flush(timeout=20)["flushed"]
         found = {each["memory"]: each for each in memory.get_all(**ANN)["results"]}
         assert set(found) == {"User lives in Faro", "User sails", "User rows"}
@@ -120,7 +120,7 @@ class TestAsking:
         [
             ("one exchange", InvalidTypeError, "add() takes one"),
             ({"messages": "x"}, InvalidTypeError, "add() takes one"),
-            (["fine", {"messages": "x", "user": "ann"}], InvalidTypeError, "exchanges[1] has the unknown field"),
+            (["fine", {"messages": "x", "user": "ann"}], InvalidTypeError, "exchanges[1] has 'user'"),
             (["fine", {"messages": "x", "timestamp": "noon"}], InvalidInputError, "exchanges[1]: timestamp"),
             (["fine", ""], InvalidInputError, "exchanges[1]: "),
             (["fine", {"messages": "x", "metadata": ["y"]}], InvalidInputError, "exchanges[1]: metadata"),
@@ -138,8 +138,17 @@ class TestAsking:
 
     def test_nothing_is_many_too(self, open_memory: Opener) -> None:
         memory = open_memory(worker=False)
-        assert memory.add_many([], **ANN)["results"] == []
+        assert memory.add_many([], **ANN)["episodes"] == []
         assert memory.flush(timeout=0)["flushed"] is True
+
+    def test_what_is_there_is_left_out(self, open_memory: Opener) -> None:
+        memory = open_memory(generator=Gate(open_=True))
+        given = [{"messages": f"fact: User has {n} hens", "metadata": {"source_id": f"chat:{n}"}} for n in range(3)]
+        memory.add_many(given[:2], once=True, **ANN)
+        again = memory.add_many(given, once=True, **ANN)["episodes"]
+        assert [each is None for each in again] == [True, True, False]
+        assert memory.flush(timeout=20)["flushed"]
+        assert len(memory.get_all(**ANN)["results"]) == 3
 
     def test_verbatim_does_not_wait(self, open_memory: Opener) -> None:
         memory = open_memory()

@@ -22,7 +22,7 @@ import pytest
 from doubles import Listener, OtherEmbedder, following_scripts, texts
 
 from localmem import Memory
-from localmem import salvage as module
+from localmem import salvaging as module
 from localmem.db import btree, damaged
 from localmem.errors import (
     ConflictError,
@@ -35,7 +35,7 @@ from localmem.errors import (
     StorageError,
 )
 from localmem.keys import key_of
-from localmem.salvage import salvage
+from localmem.salvaging import salvage
 from localmem.store_mending import LOST_HEAD
 from localmem.store_salvage import LOST_AND_FOUND, TABLES, shapes
 from localmem.testing import FixedClock, HashEmbedder

@@ -93,7 +93,7 @@ def salvage(options: Options, out: str) -> int:
       "altered": [{"of", "id", "number"}], "problems": [sentence],
       "notes": [sentence]}
     """
-    from localmem.salvage import salvage as save
+    from localmem.salvaging import salvage as save
 
     existing(options)
     keys = key_options(options)
