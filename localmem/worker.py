@@ -20,7 +20,7 @@ from typing import Any, cast
 
 from localmem import store_queue
 from localmem.config import WorkerOptions
-from localmem.errors import ClosedError, LocalmemError, MissingExtraError
+from localmem.errors import ClosedError, EmbedderMismatchError, LocalmemError, MissingExtraError
 from localmem.ingest import UNAVAILABLE, Engine, finish, settle
 from localmem.store_queue import Lease
 from localmem.types import EpisodeId, Generator
@@ -59,6 +59,7 @@ class Worker:
         self._troubles, self._not_before = 0, 0.0
         self._holder: str | None = None
         self._seen: tuple[Lease, float] | None = None  # of another one, since when it stands like this
+        self._unsettled: set[EpisodeId] = set()  # whose words can't be embedded
 
     # ---------------------------------------------------------------- from other threads
 
@@ -118,15 +119,22 @@ class Worker:
                 self._pause(error)
             except Stopping:
                 break
+            except Exception as error:  # whose text may be what somebody said: a thread's end would print it
+                self._pause(LocalmemError(f"the worker failed ({type(error).__name__}); it tries again later"))
         self._let_go()
 
     def _settle_vectors(self) -> None:
         with self._engine.store.snapshot() as tx:
             owing = store_queue.owing(tx, OWING_MAX)
-        for episode_id in owing:
+        for episode_id in (each for each in owing if each not in self._unsettled):
             if self._stop.is_set():
                 raise Stopping
-            settle(self._engine, episode_id)
+            try:
+                settle(self._engine, episode_id)
+            except (*UNAVAILABLE, EmbedderMismatchError):
+                raise
+            except Exception:  # it must hold up no other; when it is read it fails again, and that is noted with it
+                self._unsettled.add(episode_id)
 
     # -- becoming the worker, and staying it
 

@@ -1,0 +1,325 @@
+"""The worker in hard weather: faults and deaths at every step, models that fail, locks, full disks, other writers.
+
+The programs around it are in test_worker_processes.py.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import sys
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import apsw
+import faults
+import pytest
+from conftest import Opener
+from doubles import Listener, OtherEmbedder, texts
+from test_faults import (
+    ANN,
+    KNOWN,
+    SAID,
+    STORY_LIVE,
+    DeadlyGenerator,
+    State,
+    after_call,
+    known,
+    live,
+    memory_at,
+    observe,
+    read_state,
+    scripted as story_model,
+    tell,
+    told,
+)
+from test_queue import Failing, Gate, until
+
+from localmem import ingest, reembed, store_queue, worker
+from localmem.aio import AsyncMemory
+from localmem.config import Limits, WorkerOptions
+from localmem.errors import (
+    ClosedError,
+    ConflictError,
+    EmbedderMismatchError,
+    GeneratorError,
+    GeneratorUnavailableError,
+    LocalmemError,
+    LockedError,
+    MissingExtraError,
+    ModelNotFoundError,
+    ReadOnlyError,
+    StorageError,
+)
+from localmem.memory import Memory
+from localmem.store import Store
+from localmem.testing import FixedClock, HashEmbedder, ScriptedGenerator
+from localmem.types import Prompt
+from localmem.worker import Worker
+
+BEN = {"user_id": "ben"}
+LONG = "User keeps " + "very noisy peacocks " * 60  # more than is embedded before add(wait=False) returns
+
+
+@pytest.fixture
+def hasty(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Beats, looks and pauses of a test's length."""
+    monkeypatch.setattr(worker, "BEAT_S", 0.1)
+    monkeypatch.setattr(worker, "STALE_S", 0.6)
+    monkeypatch.setattr(worker, "POLL_S", 0.05)
+    monkeypatch.setattr(worker, "TROUBLE_S", 0.05)
+    monkeypatch.setattr(worker, "TROUBLE_MAX_S", 0.2)
+
+
+# -------------------------------------------------------------------- faults and deaths at every step
+
+
+def waiting(path: Path) -> None:
+    """`known`, and the story's words, which wait; some of them without a vector."""
+    known(path)
+    with memory_at(path) as memory:
+        memory.add([{"role": "user", "content": SAID}, {"role": "assistant", "content": LONG}], wait=False, **ANN)
+
+
+def sound(path: Path) -> State:
+    """The state; nothing of it may be set aside."""
+    state = observe(path)
+    with memory_at(path) as memory:
+        assert memory.stats()["queue"]["set_aside"] == 0
+    return state
+
+
+def by_hand(memory: Memory) -> None:
+    """Every step of the worker, one after another, in this thread."""
+    reader = Worker(memory._engine, WorkerOptions())
+    try:
+        assert reader._hold()
+        reader._settle_vectors()
+        while reader._finish_next():
+            pass
+    finally:
+        reader._let_go()
+        reader.stop()
+    if reader.trouble is not None:
+        raise reader.trouble
+
+
+def read_on(path: Path) -> None:
+    """What the next program does: wait until it may take over, and read."""
+    with memory_at(path, worker=True) as memory:
+        assert memory.flush(timeout=20)["flushed"]
+
+
+@pytest.mark.usefixtures("hasty")
+class TestFaults:
+    def test_at_each_write_of_the_worker(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        def act(path: Path, vfs: faults.FaultVFS, acknowledge: faults.Acknowledge) -> None:
+            with monkeypatch.context() as patched:
+                patched.setattr(worker, "BEAT_S", 60.0)  # its writes would come at any time
+                with memory_at(path, vfs.name) as memory:
+                    by_hand(memory)
+                    acknowledge()
+
+        swept = faults.sweep(
+            tmp_path,
+            make=waiting,
+            act=act,
+            observe=sound,
+            errors=(LocalmemError,),
+            finish=read_on,
+            points_max=9,
+        )
+        assert isinstance(swept.after, State)
+        assert live(swept.after) == STORY_LIVE
+        assert len({outcome.now for outcome in swept.outcomes}) == 2  # before and after, and nothing between
+
+    def test_the_worker_goes_on_once_the_disk_works_again(self, tmp_path: Path) -> None:
+        """In the same process, without being told."""
+        troubles = Counter[str]()
+
+        def act(path: Path, vfs: faults.FaultVFS, acknowledge: faults.Acknowledge) -> None:
+            with memory_at(path, vfs.name, worker=True) as memory:
+                memory.start_worker()
+                until(lambda: not memory.stats()["queue"]["waiting"] or memory.stats()["worker"]["trouble"])
+                troubles[str(memory.stats()["worker"]["trouble"])] += 1
+                vfs.lift()
+                assert memory.flush(timeout=20)["flushed"]
+                acknowledge()
+
+        faults.sweep(
+            tmp_path,
+            make=waiting,
+            act=act,
+            observe=sound,
+            errors=(LocalmemError,),
+            kinds=faults.ERROR_KINDS,
+            finish=read_on,
+            points_max=12,
+        )
+        assert troubles["StorageError"] > 5
+
+    def test_killed_at_sampled_statements(self, tmp_path: Path) -> None:
+        def act(path: Path, acknowledge: faults.Acknowledge) -> None:
+            with memory_at(path) as memory:
+                by_hand(memory)
+                acknowledge()
+
+        ends = faults.sweep_kills(tmp_path, make=waiting, act=act, observe=sound, finish=read_on, points_max=12)
+        assert len(ends) > 5
+
+
+def before_call(function: Callable[..., Any]) -> Callable[..., Any]:
+    """In place of the function: it kills its process."""
+
+    def deadly(*args: Any, **options: Any) -> Any:
+        faults.die()
+
+    return deadly
+
+
+STEPS: dict[str, tuple[Callable[..., Any], object, str] | str] = {
+    "lease taken, not committed": (after_call, store_queue, "take_lease"),
+    "lease taken": (after_call, Worker, "_hold"),
+    "vectors settled, not committed": (after_call, store_queue, "settle_vectors"),
+    "vectors settled": (after_call, Worker, "_settle_vectors"),
+    "begun, not committed": (after_call, store_queue, "begin"),
+    "begun": (before_call, worker, "finish"),
+    "beaten, not committed": (after_call, store_queue, "beat"),
+    "extracting": "generate",
+    "extracted": (after_call, ingest, "extract"),
+    "deciding": "score_labels",
+    "decided": (after_call, ingest, "decide_all"),
+    "applied": (after_call, Store, "apply"),
+    "finished": (after_call, worker, "finish"),
+    "ended, not committed": (after_call, store_queue, "ended"),
+    "ended": (after_call, Worker, "_finish_next"),
+    "released, not committed": (after_call, store_queue, "release"),
+}
+
+
+@pytest.mark.usefixtures("hasty")
+@pytest.mark.parametrize("step", STEPS)
+def test_killed_between_two_steps_another_program_reads_it_once(tmp_path: Path, step: str) -> None:
+    whole, path, where = tmp_path / "whole.db", tmp_path / "killed.db", STEPS[step]
+    waiting(whole)
+    read_on(whole)
+    waiting(path)
+
+    def job(_acknowledge: faults.Acknowledge) -> None:
+        generator = DeadlyGenerator(where) if isinstance(where, str) else story_model()
+        if not isinstance(where, str):
+            deadly, home, name = where
+            setattr(home, name, deadly(getattr(home, name)))  # in the child only
+        with memory_at(path, generator=generator, worker=True) as memory:
+            memory.start_worker()
+            time.sleep(3)
+
+    end = faults.run_child(job)
+    assert end.killed, end
+    read_on(path)
+    assert sound(path) == sound(whole)
+
+
+# -------------------------------------------------------------------- models that fail
+
+
+class EveryThird(Listener):
+    """A model that fails each third time it is asked."""
+
+    def generate(self, prompt: Prompt, *, grammar: str, tokens_max: int) -> str:
+        said = super().generate(prompt, grammar=grammar, tokens_max=tokens_max)
+        if len(self.prompts) % 3 == 0:
+            raise GeneratorError("told to fail")
+        return said
+
+
+class Hasher(HashEmbedder):
+    """An embedder that fails over some words, as a tokenizer may: its error repeats them."""
+
+    def __init__(self, poison: str) -> None:
+        super().__init__()
+        self.poison = poison
+
+    def embed_passages(self, texts: Sequence[str]) -> Any:
+        for text in texts:
+            if self.poison in text:
+                raise ValueError(f"no tokens for {text}")
+        return super().embed_passages(texts)
+
+
+@pytest.mark.usefixtures("scripted", "hasty")
+class TestModels:
+    def test_a_poisoned_message_among_fifty_others(self, open_memory: Opener, clock: FixedClock) -> None:
+        """It holds up its owner alone, is set aside in the end, and nobody else's is touched."""
+        memory = open_memory(generator=Failing("poison"))
+        added = memory.add_many(
+            [
+                {"messages": f"fact: note {n}" + (" of poison" if n == 17 else ""), "user_id": f"u{n % 5}"}
+                for n in range(51)
+            ]
+        )["results"]
+        bad = added[17]["episode_id"]
+        until(lambda: memory.stats()["queue"]["waiting"] == 7)  # it, and what its owner said after it
+        assert {each["user_id"] for each in memory.pending()} == {"u2"}
+        for attempt in range(1, store_queue.FAILURES_MAX + 1):
+            until(lambda n=attempt: memory.status(bad)["attempts"] == n)
+            clock.advance(store_queue.DELAY_MAX_S)
+        assert memory.flush() == {"flushed": True, "waiting": 0, "set_aside": 1}
+        assert memory.status(bad)["state"] == "set_aside"
+        found = sorted(text for n in range(5) for text in texts(memory.get_all(user_id=f"u{n}")))
+        assert found == sorted(f"note {n}" for n in range(51) if n != 17)
+
+    def test_a_model_that_fails_each_third_time(self, open_memory: Opener, clock: FixedClock) -> None:
+        memory = open_memory(generator=EveryThird())
+        memory.add_many([{"messages": f"fact: note {n}", "user_id": f"u{n % 4}"} for n in range(24)])
+
+        def read() -> bool:
+            clock.advance(store_queue.DELAY_S)
+            return not memory.stats()["queue"]["waiting"]
+
+        until(read)
+        assert memory.stats()["queue"]["set_aside"] == 0
+        for owner in range(4):  # in their order
+            assert texts(memory.get_all(user_id=f"u{owner}")) == [f"note {n}" for n in range(24) if n % 4 == owner]
+
+    def test_an_embedder_that_fails_over_some_words_holds_up_nobody_else(
+        self, open_memory: Opener, clock: FixedClock, capfd: pytest.CaptureFixture[str]
+    ) -> None:
+        embedder = Hasher("")
+        with open_memory(embedder=HashEmbedder(), worker=False) as memory:
+            bad = memory.add(f"fact: {LONG} poison", wait=False, **ANN)["episode_id"]
+            memory.add("fact: User sails", wait=False, **BEN)
+        embedder.poison = "poison"
+        memory = open_memory(embedder=embedder, generator=Gate(open_=True))
+        memory.start_worker()
+        until(lambda: texts(memory.get_all(**BEN)) == ["User sails"])
+        for attempt in range(1, store_queue.FAILURES_MAX + 1):
+            until(lambda n=attempt: memory.status(bad)["attempts"] == n)
+            clock.advance(store_queue.DELAY_MAX_S)
+        assert memory.flush()["set_aside"] == 1
+        memory.add("fact: User rows", wait=False, **BEN)
+        assert memory.flush(timeout=20)["flushed"]
+        assert "peacocks" not in "".join(capfd.readouterr())
+        embedder.poison = "never said"
+        assert memory.resume()["episodes"] == 1
+
+    def test_nothing_of_what_was_said_reaches_a_log(
+        self, open_memory: Opener, capfd: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+    ) -> None:
+        class Talking(Listener):
+            def generate(self, prompt: Prompt, *, grammar: str, tokens_max: int) -> str:
+                raise RuntimeError(f"can't read {prompt.turns}")
+
+        caplog.set_level(logging.DEBUG)
+        memory = open_memory(generator=Talking())
+        added = memory.add("fact: User lives in Faro", wait=False, **ANN)["episode_id"]
+        until(lambda: memory.status(added)["attempts"])
+        assert memory.status(added)["error"] == "RuntimeError"
+        memory.close()
+        assert "Faro" not in "".join(capfd.readouterr()) + caplog.text
+
