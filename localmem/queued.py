@@ -50,8 +50,10 @@ class Queued(Handle):
         if isinstance(exchanges, str | bytes | Mapping) or not isinstance(exchanges, Iterable):
             raise InvalidTypeError(f"exchanges must be a list of them, not {type(exchanges).__name__}; add() takes one")
         coming = [self._exchange(each, f"exchanges[{i}]", ids, metadata) for i, each in enumerate(exchanges)]
+        worker = self._wake()  # first: what keeps it from standing by is told before anything is recorded
         found = self._engine.store.record_episodes(coming, self._engine.clock()) if coming else []
-        self._wake()
+        if worker is not None:
+            worker.wake()
         return Results(results=[{"episode_id": each} for each in found], status="waiting")
 
     def flush(self, timeout: float | None = None, **ids: Any) -> Shape:
@@ -151,8 +153,10 @@ class Queued(Handle):
     ) -> Results:
         """``add(wait=False)``."""
         coming = self._incoming(messages, ids, metadata, when)
+        worker = self._wake()  # as in add_many
         [episode_id] = self._engine.store.record_episodes([coming], self._engine.clock())
-        self._wake()
+        if worker is not None:
+            worker.wake()
         return Results(results=[], episode_id=episode_id, status="waiting")
 
     @abstractmethod

@@ -323,3 +323,12 @@ class TestModels:
         memory.close()
         assert "Faro" not in "".join(capfd.readouterr()) + caplog.text
 
+    def test_an_extra_that_is_missing_is_told_before_anything_is_recorded(
+        self, open_memory: Opener, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setitem(sys.modules, "psutil", None)
+        memory = open_memory(worker=WorkerOptions(on_battery=False))
+        for call in (lambda: memory.add("x", wait=False, **ANN), lambda: memory.add_many(["x"], **ANN)):
+            with pytest.raises(MissingExtraError, match="battery"):
+                call()
+        assert memory.stats()["episodes"] == 0
