@@ -60,14 +60,16 @@ class Queued(Handle):
         """Wait until what was added so far has been read, by whichever process is the worker.
 
         timeout in seconds, None for ever. Returns {"flushed", "waiting", "set_aside"}; ``flushed`` is False when the
-        time was up. Without a timeout the error is raised that keeps this process from reading, and ConflictError
-        where the worker is paused or no process reads the file.
+        time was up. Without a timeout, the error that keeps this process from reading is raised where no other reads,
+        and ConflictError where the worker is paused or no process reads the file.
         """
         scope = self._scope_or_file(ids)
         if timeout is not None and (isinstance(timeout, bool) or not isinstance(timeout, int | float) or timeout < 0):
             raise InvalidInputError(f"timeout must be seconds from 0 on, or None, not {timeout!r:.40}")
-        worker = self._wake()
         began, pulse, moved = time.monotonic(), None, time.monotonic()
+        worker = self._wake()
+        if worker is not None:
+            worker.hurry()
         with self._engine.store.snapshot() as tx:
             upto = store_queue.newest(tx)
         while True:
@@ -80,7 +82,9 @@ class Queued(Handle):
             if lease is not None and lease.pulse != pulse:
                 pulse, moved = lease.pulse, now
             if timeout is None:
-                _refuse_to_wait(worker, paused, alone=worker is None and now - moved > STALE_S)
+                stands = now - moved > STALE_S
+                trouble = None if worker is None or not (lease is None or stands) else worker.trouble_since(began)
+                _refuse_to_wait(trouble, paused, alone=worker is None and stands)
             left_s = LOOK_S if timeout is None else min(LOOK_S, timeout - (now - began))
             worker.wait(left_s) if worker else time.sleep(left_s)
 
@@ -216,11 +220,11 @@ class Queued(Handle):
             store_queue.pause(tx, paused)
 
 
-def _refuse_to_wait(worker: Worker | None, paused: bool, *, alone: bool) -> None:
+def _refuse_to_wait(trouble: Exception | None, paused: bool, *, alone: bool) -> None:
     """Raise what would make waiting without a timeout last for ever."""
     if paused:
         raise ConflictError("the worker is paused: resume_worker() lets it go on, flush(timeout=…) waits for a while")
-    if worker is not None and worker.trouble is not None:
-        raise worker.trouble
+    if trouble is not None:
+        raise trouble
     if alone:
         raise ConflictError("no process reads this file: run `localmem worker`, or open it without worker=False")

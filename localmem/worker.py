@@ -56,7 +56,7 @@ class Worker:
         self._thread: threading.Thread | None = None
         self._pid = os.getpid()
         self._trouble: Exception | None = None
-        self._troubles, self._not_before = 0, 0.0
+        self._troubles, self._troubled_at, self._not_before = 0, 0.0, 0.0
         self._holder: str | None = None
         self._seen: tuple[Lease, float] | None = None  # of another one, since when it stands like this
         self._unsettled: set[EpisodeId] = set()  # whose words can't be embedded
@@ -67,6 +67,10 @@ class Worker:
     def trouble(self) -> Exception | None:
         """Why this process can't read on, while it is the worker: no model, a full disk."""
         return self._trouble
+
+    def trouble_since(self, when: float) -> Exception | None:
+        """The trouble, if it came about after a moment of time.monotonic()."""
+        return self._trouble if self._troubled_at > when else None
 
     @property
     def alive(self) -> bool:
@@ -88,6 +92,11 @@ class Worker:
 
     def wake(self) -> None:
         """Something came in: look at once."""
+        self._wake.set()
+
+    def hurry(self) -> None:
+        """Somebody waits: try at once, whatever the trouble was before."""
+        self._not_before = 0.0
         self._wake.set()
 
     def wait(self, timeout_s: float) -> None:
@@ -233,7 +242,8 @@ class Worker:
 
     def _pause(self, trouble: Exception) -> None:
         """Leave it to others for a while: they may have the model or the space that is missing here."""
-        self._not_before = time.monotonic() + min(TROUBLE_S * 2**self._troubles, TROUBLE_MAX_S)
+        self._troubled_at = time.monotonic()
+        self._not_before = self._troubled_at + min(TROUBLE_S * 2**self._troubles, TROUBLE_MAX_S)
         self._trouble, self._troubles = trouble, min(self._troubles + 1, 10)
         self._tell()
 

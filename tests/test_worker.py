@@ -323,6 +323,26 @@ class TestModels:
         memory.close()
         assert "Faro" not in "".join(capfd.readouterr()) + caplog.text
 
+    def test_a_model_that_is_there_again_is_asked_at_the_next_flush(self, open_memory: Opener) -> None:
+        model = Failing(error=GeneratorUnavailableError)
+        memory = open_memory(generator=model)
+        memory.add("fact: User sails", wait=False, **ANN)
+        until(lambda: memory.stats()["worker"]["trouble"] == "GeneratorUnavailableError")
+        model.words = "never said"
+        assert memory.flush()["flushed"]
+        assert memory.stats()["worker"]["trouble"] is None
+
+    def test_who_can_not_read_waits_for_whoever_can(self, open_memory: Opener) -> None:
+        blind = open_memory(generator=Failing(error=ModelNotFoundError))
+        blind.add("fact: User sails", wait=False, **ANN)
+        until(lambda: blind.stats()["worker"]["trouble"])
+        gate = Gate()
+        seeing = open_memory(generator=gate)
+        seeing.start_worker()
+        until(lambda: gate.asked)
+        threading.Timer(0.5, gate.open.set).start()
+        assert blind.flush()["flushed"]
+
     def test_an_extra_that_is_missing_is_told_before_anything_is_recorded(
         self, open_memory: Opener, monkeypatch: pytest.MonkeyPatch
     ) -> None:
