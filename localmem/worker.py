@@ -60,6 +60,7 @@ class Worker:
         self._holder: str | None = None
         self._seen: tuple[Lease, float] | None = None  # of another one, since when it stands like this
         self._unsettled: set[EpisodeId] = set()  # whose words can't be embedded
+        self._unended: set[EpisodeId] = set()  # given back, which could not be noted: the file was locked or full
 
     # ---------------------------------------------------------------- from other threads
 
@@ -216,9 +217,13 @@ class Worker:
         if not due or holder is None:
             return False
         with store.write() as tx:
+            for each in self._unended:  # else it would look as if a worker had died over it
+                store_queue.ended(tx, holder, each, done=False)
             episode_id = store_queue.begin(tx, holder, self._engine.clock())
+        self._unended.clear()
         if episode_id is None:
             return False
+        self._unended.add(episode_id)
         try:
             finish(self._engine, episode_id)
             done = True
@@ -229,6 +234,7 @@ class Worker:
         finally:
             with store.write() as tx:
                 store_queue.ended(tx, holder, episode_id, done=done)
+            self._unended.clear()
         if done:
             self._after(episode_id)
         self._trouble, self._troubles = None, 0

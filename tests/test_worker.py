@@ -20,7 +20,7 @@ import apsw
 import faults
 import pytest
 from conftest import Opener
-from doubles import Listener, OtherEmbedder, texts
+from doubles import Listener, OtherEmbedder, following_scripts, texts
 from test_faults import (
     ANN,
     KNOWN,
@@ -43,6 +43,7 @@ from test_queue import Failing, Gate, until
 from localmem import ingest, reembed, store_queue, worker
 from localmem.aio import AsyncMemory
 from localmem.config import Limits, WorkerOptions
+from localmem.encryption import encrypt, rekey
 from localmem.errors import (
     ClosedError,
     ConflictError,
@@ -352,3 +353,254 @@ class TestModels:
             with pytest.raises(MissingExtraError, match="battery"):
                 call()
         assert memory.stats()["episodes"] == 0
+
+
+# -------------------------------------------------------------------- locks, other threads, the end
+
+
+@contextlib.contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """Another program writes meanwhile, and takes its time."""
+    with contextlib.closing(apsw.Connection(str(path))) as other:
+        other.set_busy_timeout(10_000)
+        other.execute("begin immediate")
+        try:
+            yield
+        finally:
+            other.execute("rollback")
+
+
+@pytest.mark.usefixtures("scripted", "hasty")
+class TestLocks:
+    def test_a_lock_that_is_held_for_long_counts_as_nobodys_death(self, open_memory: Opener, tmp_path: Path) -> None:
+        """It comes while the model reads, more often than workers may die over one episode."""
+        path, rounds = tmp_path / "memory.db", store_queue.DEATHS_MAX + 1
+        asked, go = threading.Semaphore(0), threading.Semaphore(0)
+
+        def during() -> None:
+            asked.release()
+            assert go.acquire(timeout=20)
+
+        memory = open_memory(generator=Listener(during=during), limits=Limits(lock_wait_s=0.1))
+        added = memory.add("fact: User sails", wait=False, **ANN)["episode_id"]
+        for _ in range(rounds):
+            assert asked.acquire(timeout=20)
+            with locked(path):
+                before = memory._worker.trouble  # type: ignore[union-attr]
+                go.release()
+                until(lambda it=before: memory._worker.trouble is not it)  # type: ignore[union-attr]
+                assert memory.stats()["worker"]["trouble"] == "LockedError"
+        for _ in range(3):
+            go.release()
+        assert memory.flush(timeout=20) == {"flushed": True, "waiting": 0, "set_aside": 0}
+        assert memory.status(added)["error"] is None
+        assert texts(memory.get_all(**ANN)) == ["User sails"]
+
+    def test_adding_from_many_threads_with_searching_and_waiting(self, open_memory: Opener) -> None:
+        memory = open_memory(generator=Listener(), durability="process")
+        failures: list[BaseException] = []
+
+        def work(number: int) -> None:
+            try:
+                for n in range(20):
+                    memory.add(f"fact: note {n} of {number}", wait=False, user_id=f"u{number % 3}")
+                    assert memory.search(f"note {n} of {number}", user_id=f"u{number % 3}")["results"]
+                    if n % 7 == number:
+                        memory.flush(timeout=0.05)
+                        memory.stats()
+            except BaseException as error:
+                failures.append(error)
+
+        threads = [threading.Thread(target=work, args=(number,)) for number in range(6)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(60)
+        assert failures == []
+        assert memory.flush(timeout=60) == {"flushed": True, "waiting": 0, "set_aside": 0}
+        notes = [text for n in range(3) for text in texts(memory.get_all(user_id=f"u{n}"))]
+        assert Counter(notes) == Counter(f"note {n} of {number}" for n in range(20) for number in range(6))
+
+    def test_closing_while_others_add_search_and_wait(self, open_memory: Opener) -> None:
+        """Each call works or says that the Memory was closed; what was promised is there."""
+        memory = open_memory(generator=Listener(), durability="process")
+        promised: list[str] = []
+        failures: list[BaseException] = []
+
+        def work(call: Callable[[], object]) -> None:
+            while True:
+                try:
+                    call()
+                except ClosedError:
+                    return
+                except BaseException as error:
+                    failures.append(error)
+                    return
+
+        def add() -> None:
+            text = f"note {len(promised)} {threading.get_ident()}"
+            promised.append(memory.add(f"fact: {text}", wait=False, **ANN)["episode_id"])
+
+        calls = (add, add, lambda: memory.search("note", **ANN), lambda: memory.flush(timeout=1), memory.flush)
+        threads = [threading.Thread(target=work, args=(call,)) for call in calls]
+        for thread in threads:
+            thread.start()
+        until(lambda: len(promised) > 10)
+        memory.close()
+        for thread in threads:
+            thread.join(20)
+        assert failures == []
+        assert not any(thread.is_alive() for thread in threads)
+        again = open_memory(generator=Listener(), durability="process")
+        assert again.stats()["episodes"] == len(promised)
+        assert again.flush(timeout=60)["flushed"]
+        assert len(again.get_all(**ANN)["results"]) == len(promised)
+
+    def test_from_asyncio(self, open_memory: Opener, tmp_path: Path) -> None:
+        async def talk() -> list[str]:
+            path = tmp_path / "memory.db"
+            async with AsyncMemory(path, embedder=HashEmbedder(), generator=Listener()) as memory:
+                await asyncio.gather(*(memory.add(f"fact: note {n}", wait=False, **ANN) for n in range(20)))
+                await memory.add_many([f"fact: note {n}" for n in range(20, 30)], **ANN)
+                flushed, found = await asyncio.gather(memory.flush(timeout=30), memory.search("note", **ANN))
+                assert flushed["flushed"]
+                assert found["results"]
+                return texts(await memory.get_all(**ANN))
+
+        assert sorted(asyncio.run(talk())) == sorted(f"note {n}" for n in range(30))
+        open_memory(worker=False)
+
+    def test_a_file_that_is_read_only_has_no_worker(
+        self, open_memory: Opener, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        with open_memory(worker=False) as memory:
+            added = memory.add("fact: User sails", wait=False, **ANN)["episode_id"]
+        monkeypatch.setattr("localmem.db.opening.is_read_only", lambda file: True)
+        with open_memory() as memory:
+            assert memory.status(added)["state"] == "waiting"
+            assert memory.stats()["queue"]["waiting"] == 1
+            with pytest.raises(ReadOnlyError):
+                memory.add("fact: User rows", wait=False, **ANN)
+            with pytest.raises(ConflictError):
+                memory.start_worker()
+            assert memory.flush(timeout=0.1)["flushed"] is False
+        monkeypatch.undo()
+
+
+# -------------------------------------------------------------------- while it reads, somebody else changes the file
+
+
+@pytest.fixture
+def reading(open_memory: Opener, scripted: None, hasty: None) -> Iterator[tuple[Memory, Gate]]:
+    """A Memory whose worker is in the middle of Ann's words, and the gate that lets it go on."""
+    gate = Gate()
+    memory = open_memory(generator=gate)
+    memory.add("fact: User lives in Faro", wait=False, **ANN)
+    memory.add("fact: User rows", wait=False, **BEN)
+    until(lambda: gate.asked)
+    yield memory, gate
+    gate.open.set()
+
+
+class TestMeanwhile:
+    def test_all_is_purged_of_whom_it_reads(self, reading: tuple[Memory, Gate], tmp_path: Path) -> None:
+        memory, gate = reading
+        done = memory.purge(**ANN)
+        assert (done["complete"], done["purged"]["episode"]) == (True, 1)
+        gate.open.set()
+        assert memory.flush(timeout=20)["flushed"]
+        assert (texts(memory.get_all(**ANN)), texts(memory.get_all(**BEN))) == ([], ["User rows"])
+        memory.close()
+        assert b"Faro" not in (tmp_path / "memory.db").read_bytes()
+
+    def test_the_store_is_reset(self, reading: tuple[Memory, Gate]) -> None:
+        memory, gate = reading
+        memory.reset()
+        gate.open.set()
+        assert memory.flush(timeout=20) == {"flushed": True, "waiting": 0, "set_aside": 0}
+        memory.add("fact: User sails", wait=False, **ANN)
+        assert memory.flush(timeout=20)["flushed"]
+        assert (texts(memory.get_all(**ANN)), memory.stats()["memories"]) == (["User sails"], 1)
+
+    def test_it_is_resumed_by_hand(self, reading: tuple[Memory, Gate]) -> None:
+        memory, gate = reading
+        thread = threading.Thread(target=memory.resume)
+        thread.start()
+        until(lambda: gate.asked == 2)
+        gate.open.set()
+        thread.join(20)
+        assert memory.flush(timeout=20)["flushed"]
+        assert (texts(memory.get_all(**ANN)), texts(memory.get_all(**BEN))) == (["User lives in Faro"], ["User rows"])
+
+    def test_it_is_reindexed(self, reading: tuple[Memory, Gate]) -> None:
+        memory, gate = reading
+        memory.reindex()
+        gate.open.set()
+        assert memory.flush(timeout=20)["flushed"]
+        assert memory.check() == []
+        assert texts(memory.search("Faro", **ANN))[0] == "User lives in Faro"
+
+    def test_its_retention_changes_to_nothing(self, reading: tuple[Memory, Gate]) -> None:
+        memory, gate = reading
+        memory.retain("none")
+        assert memory.search("Faro", **ANN)["results"][0]["turn"]  # what waits stays until it is read
+        gate.open.set()
+        assert memory.flush(timeout=20)["flushed"]
+        assert memory.search("Faro", include="episodes", **ANN)["results"] == []
+        assert texts(memory.get_all(**ANN)) == ["User lives in Faro"]
+
+    def test_its_vectors_are_made_anew_with_another_embedder(
+        self, reading: tuple[Memory, Gate], open_memory: Opener, tmp_path: Path
+    ) -> None:
+        memory, gate = reading
+        path = tmp_path / "memory.db"
+        with open_memory(worker=False) as other:
+            other.add(f"fact: {LONG}", wait=False, **BEN)  # owes a vector
+        reembed(path, OtherEmbedder())
+        gate.open.set()
+        with pytest.raises(EmbedderMismatchError):
+            memory.flush(timeout=20)
+        memory.close()
+        memory = open_memory(embedder=OtherEmbedder(), generator=Gate(open_=True))
+        assert memory.flush(timeout=20) == {"flushed": True, "waiting": 0, "set_aside": 0}
+        assert texts(memory.get_all(**ANN)) == ["User lives in Faro"]
+        assert texts(memory.get_all(**BEN)) == ["User rows", LONG.strip()]
+        assert memory.check() == []
+
+    @pytest.mark.parametrize("wanted", ["encrypt", "rekey"])
+    def test_another_key_needs_the_file_alone(
+        self, open_memory: Opener, scripted: None, hasty: None, tmp_path: Path, wanted: str
+    ) -> None:
+        """Refused while a worker stands by, and after close() it reads on under the new key."""
+        path, old = tmp_path / "memory.db", {"key": "an old pass phrase"} if wanted == "rekey" else {}
+        gate = Gate()
+        memory = open_memory(generator=gate, sound=False, **old)
+        memory.add("fact: User lives in Faro", wait=False, **ANN)
+        until(lambda: gate.asked)
+
+        def change() -> object:
+            if wanted == "encrypt":
+                return encrypt(path, "a new pass phrase", lock_wait_s=0.3)
+            return rekey(path, old["key"], "a new pass phrase", lock_wait_s=0.3)
+
+        with pytest.raises(LockedError):
+            change()
+        gate.open.set()
+        memory.close()
+        change()
+        memory = open_memory(generator=Gate(open_=True), key="a new pass phrase")
+        memory.add(f"fact: {LONG}", wait=False, **ANN)
+        assert memory.flush(timeout=20)["flushed"]
+        assert texts(memory.get_all(**ANN)) == ["User lives in Faro", LONG.strip()]
+        assert b"Faro" not in path.read_bytes()
+
+    def test_under_an_audit_key_its_changes_are_signed_as_the_workers(self, open_memory: Opener) -> None:
+        memory = open_memory(audit_key=bytes(range(32)), actor="desk", generator=Gate(open_=True))
+        with following_scripts():
+            memory.add("fact: User sails", wait=False, **ANN)
+            assert memory.flush(timeout=20)["flushed"]
+        entries = memory.audit_log(**ANN)
+        assert [(each["op"], each["actor"]) for each in entries if each["op"] in ("turn", "add")] == [
+            ("turn", "desk"), ("add", "desk/worker"),
+        ]  # fmt: skip
+        assert memory.verify_audit()["ok"]
