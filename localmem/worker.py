@@ -35,7 +35,8 @@ OWING_MAX = 64  # episodes whose vectors are made before the next one is read
 class Worker:
     """The part that one process takes in it: a thread that stands by, and reads while it holds the lease.
 
-    after: called with the id of each episode that was finished, from the thread.
+    after: called from the thread with the id of each episode that it has read, also where that failed: a request to
+    forget is carried out before the rest of its message is read.
     """
 
     def __init__(
@@ -235,7 +236,6 @@ class Worker:
             with store.write() as tx:
                 store_queue.ended(tx, holder, episode_id, done=done)
             self._unended.clear()
-        if done:
             self._after(episode_id)
         self._trouble, self._troubles = None, 0
         self._tell()
