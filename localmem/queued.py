@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from localmem.worker import Worker
 
 EAGER_CHARS = 400  # of an exchange that are embedded before wait=False returns, about 10 ms; the rest right after it
+UNSEEN_S = 60  # a worker whose beat was raised longer ago is dead, as far as stats() tells; a take-over takes 6 s
 LOOK_S = 0.2  # between two looks of flush() at what other processes do
 _IDS = ("user_id", "agent_id", "run_id", "session_id")
 _FIELDS = {"messages", "metadata", "timestamp", "expires_at", *_IDS}
@@ -206,9 +207,10 @@ class Queued(Handle):
     def _worker_shape(self, lease: Lease | None, paused: bool) -> Shape:
         worker = self._standing_by()
         trouble = None if worker is None or worker.trouble is None else type(worker.trouble).__name__
-        state = "paused" if paused else "none" if lease is None else "working"
+        unseen = lease is None or self._engine.clock() - lease.seen_at > UNSEEN_S * 1_000_000
+        state = "paused" if paused else "none" if unseen else "working"
         told: Shape = {"state": state, "pid": None, "since": None, "done": 0, "trouble": trouble}
-        if lease is not None:
+        if lease is not None and not unseen:
             told |= {"pid": lease.pid, "since": to_iso(lease.since), "done": lease.done}
         return told
 

@@ -4,20 +4,18 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 from conftest import Opener
-from doubles import Listener, following_scripts, texts
+from doubles import Listener, texts
 from test_queue import Failing, Gate, until
 
 from localmem import store_queue, worker
-from localmem.errors import GeneratorError, GeneratorUnavailableError, KeyRefusedError
+from localmem.errors import GeneratorError, GeneratorUnavailableError
 from localmem.memory import Memory
-from localmem.testing import FixedClock, HashEmbedder, ScriptedGenerator
-from localmem.types import Prompt
+from localmem.testing import FixedClock
 
 ANN, BEN = {"user_id": "ann"}, {"user_id": "ben"}
 DAY_S = 86_400
@@ -205,6 +203,14 @@ class TestWhoMayRead:
 
 
 class TestTelling:
+    def test_a_holder_that_is_dead_is_not_told_to_be_working(self, open_memory: Opener, clock: FixedClock) -> None:
+        with open_memory(worker=False) as memory:
+            with memory._engine.store.write() as tx:
+                assert store_queue.take_lease(tx, "dead", 1, clock(), None)
+            assert memory.stats()["worker"]["state"] == "working"
+            clock.advance(DAY_S)
+            assert memory.stats()["worker"]["state"] == "none"
+
     def test_flush_counts_what_came_before_it_alone(self, open_memory: Opener) -> None:
         gate = Gate()
         memory = open_memory(generator=gate)

@@ -23,7 +23,6 @@ from conftest import Opener
 from doubles import Listener, OtherEmbedder, following_scripts, texts
 from test_faults import (
     ANN,
-    KNOWN,
     SAID,
     STORY_LIVE,
     DeadlyGenerator,
@@ -33,11 +32,8 @@ from test_faults import (
     live,
     memory_at,
     observe,
-    read_state,
-    scripted as story_model,
-    tell,
-    told,
 )
+from test_faults import scripted as story_model
 from test_queue import Failing, Gate, until
 
 from localmem import ingest, reembed, store_queue, worker
@@ -55,11 +51,10 @@ from localmem.errors import (
     MissingExtraError,
     ModelNotFoundError,
     ReadOnlyError,
-    StorageError,
 )
 from localmem.memory import Memory
 from localmem.store import Store
-from localmem.testing import FixedClock, HashEmbedder, ScriptedGenerator
+from localmem.testing import FixedClock, HashEmbedder
 from localmem.types import Prompt
 from localmem.worker import Worker
 
@@ -71,7 +66,7 @@ LONG = "User keeps " + "very noisy peacocks " * 60  # more than is embedded befo
 def hasty(monkeypatch: pytest.MonkeyPatch) -> None:
     """Beats, looks and pauses of a test's length."""
     monkeypatch.setattr(worker, "BEAT_S", 0.1)
-    monkeypatch.setattr(worker, "STALE_S", 0.6)
+    monkeypatch.setattr(worker, "STALE_S", 0.4)
     monkeypatch.setattr(worker, "POLL_S", 0.05)
     monkeypatch.setattr(worker, "TROUBLE_S", 0.05)
     monkeypatch.setattr(worker, "TROUBLE_MAX_S", 0.2)
@@ -133,7 +128,7 @@ class TestFaults:
             observe=sound,
             errors=(LocalmemError,),
             finish=read_on,
-            points_max=9,
+            points_max=5,
         )
         assert isinstance(swept.after, State)
         assert live(swept.after) == STORY_LIVE
@@ -170,7 +165,7 @@ class TestFaults:
                 by_hand(memory)
                 acknowledge()
 
-        ends = faults.sweep_kills(tmp_path, make=waiting, act=act, observe=sound, finish=read_on, points_max=12)
+        ends = faults.sweep_kills(tmp_path, make=waiting, act=act, observe=sound, finish=read_on, points_max=10)
         assert len(ends) > 5
 
 
@@ -470,9 +465,7 @@ class TestLocks:
         assert sorted(asyncio.run(talk())) == sorted(f"note {n}" for n in range(30))
         open_memory(worker=False)
 
-    def test_a_file_that_is_read_only_has_no_worker(
-        self, open_memory: Opener, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
+    def test_a_file_that_is_read_only_has_no_worker(self, open_memory: Opener, monkeypatch: pytest.MonkeyPatch) -> None:
         with open_memory(worker=False) as memory:
             added = memory.add("fact: User sails", wait=False, **ANN)["episode_id"]
         monkeypatch.setattr("localmem.db.opening.is_read_only", lambda file: True)

@@ -138,9 +138,7 @@ class TestTheOneThatReads:
         """The child has no copy of the thread: it stands by with one of its own, and ends without the parent's."""
         first = start("first")
         first.call("let_go", 0.5)
-        reading = [
-            first.call("add", f"fact: User has {n} hens", wait=False, **ANN)["episode_id"] for n in range(4)
-        ]
+        reading = [first.call("add", f"fact: User has {n} hens", wait=False, **ANN)["episode_id"] for n in range(4)]
         until(lambda: first.call("asked"))
         assert first.call("fork_and_add", "fact: User sails", **BEN) == 0
         assert first.call("flush", TAKEN_OVER_S)["flushed"]
