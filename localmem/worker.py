@@ -108,6 +108,8 @@ class Worker:
 
     def stop(self) -> None:
         """End after the model's next reply at the latest; what is half read waits on. Gives the lease back."""
+        if self.is_of_another_process:  # there it goes on, and its locks may have been held when this one was forked
+            return
         self._stop.set()
         self._wake.set()
         if self.alive and self._thread is not threading.current_thread() and self._thread is not None:

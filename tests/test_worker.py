@@ -113,6 +113,7 @@ def read_on(path: Path) -> None:
 
 @pytest.mark.usefixtures("hasty")
 class TestFaults:
+    @pytest.mark.slow
     def test_at_each_write_of_the_worker(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         def act(path: Path, vfs: faults.FaultVFS, acknowledge: faults.Acknowledge) -> None:
             with monkeypatch.context() as patched:
@@ -128,7 +129,7 @@ class TestFaults:
             observe=sound,
             errors=(LocalmemError,),
             finish=read_on,
-            points_max=5,
+            points_max=9,
         )
         assert isinstance(swept.after, State)
         assert live(swept.after) == STORY_LIVE
@@ -213,7 +214,8 @@ def test_killed_between_two_steps_another_program_reads_it_once(tmp_path: Path, 
             setattr(home, name, deadly(getattr(home, name)))  # in the child only
         with memory_at(path, generator=generator, worker=True) as memory:
             memory.start_worker()
-            time.sleep(3)
+            until(lambda: not memory.stats()["queue"]["waiting"])
+            time.sleep(1)  # its beats come meanwhile; then it is closed, and gives the lease back
 
     end = faults.run_child(job)
     assert end.killed, end
@@ -369,7 +371,7 @@ def locked(path: Path) -> Iterator[None]:
 class TestLocks:
     def test_a_lock_that_is_held_for_long_counts_as_nobodys_death(self, open_memory: Opener, tmp_path: Path) -> None:
         """It comes while the model reads, more often than workers may die over one episode."""
-        path, rounds = tmp_path / "memory.db", store_queue.DEATHS_MAX + 1
+        path, rounds = tmp_path / "memory.db", store_queue.DEATHS_MAX
         asked, go = threading.Semaphore(0), threading.Semaphore(0)
 
         def during() -> None:
@@ -478,6 +480,66 @@ class TestLocks:
                 memory.start_worker()
             assert memory.flush(timeout=0.1)["flushed"] is False
         monkeypatch.undo()
+
+
+# -------------------------------------------------------------------- when it rests, and what a fork takes along
+
+
+class Battery:
+    """In place of psutil, on a machine with a battery."""
+
+    def __init__(self) -> None:
+        self.power_plugged = True
+
+    def sensors_battery(self) -> Battery:
+        return self
+
+
+@pytest.mark.usefixtures("scripted", "hasty")
+class TestResting:
+    def test_without_work_the_lease_is_given_back(self, open_memory: Opener, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(worker, "IDLE_S", 0.3)
+        memory = open_memory(generator=Listener())
+        for text in ("User sails", "User rows"):
+            memory.add(f"fact: {text}", wait=False, **ANN)
+            assert memory.flush(timeout=20)["flushed"]
+            assert memory.stats()["worker"]["state"] == "working"
+            until(lambda: memory.stats()["worker"]["state"] == "none")
+        assert texts(memory.get_all(**ANN)) == ["User sails", "User rows"]
+
+    def test_on_battery_it_rests_and_another_reads(self, open_memory: Opener, monkeypatch: pytest.MonkeyPatch) -> None:
+        battery = Battery()
+        monkeypatch.setitem(sys.modules, "psutil", battery)
+        resting = open_memory(generator=Listener(), worker=WorkerOptions(on_battery=False))
+        resting.add("fact: User sails", wait=False, **ANN)
+        assert resting.flush(timeout=20)["flushed"]
+        battery.power_plugged = False
+        until(lambda: resting.stats()["worker"]["state"] == "none")
+        resting.add("fact: User rows", wait=False, **ANN)
+        assert resting.flush(timeout=0.5) == {"flushed": False, "waiting": 1, "set_aside": 0}
+        other = open_memory(generator=Listener())
+        assert other.flush(timeout=20)["flushed"]
+        battery.power_plugged = True
+        resting.add("fact: User swims", wait=False, **ANN)
+        assert resting.flush(timeout=20)["flushed"]
+        assert texts(resting.get_all(**ANN)) == ["User sails", "User rows", "User swims"]
+
+    def test_a_fork_takes_no_lock_of_the_thread_along(self, open_memory: Opener) -> None:
+        """The thread may be inside any of its own locks at that moment; the child closes without asking for one."""
+        memory = open_memory(generator=Gate(open_=True))
+        memory.start_worker()
+        reader = memory._worker
+        assert reader is not None
+        with reader._stop._cond, reader._wake._cond, reader._moved:
+
+            def job(acknowledge: faults.Acknowledge) -> None:
+                worker._stop_all()  # as the end of the interpreter does
+                memory.close()
+                acknowledge()
+
+            end = faults.run_child(job, timeout_s=20)
+        assert end.acknowledged, end.error
+        assert reader.alive
 
 
 # -------------------------------------------------------------------- while it reads, somebody else changes the file
