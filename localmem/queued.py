@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from localmem.worker import Worker
 
 EAGER_CHARS = 400  # of an exchange that are embedded before wait=False returns, about 10 ms; the rest right after it
+UNSEEN_S = 60  # a worker whose beat was raised longer ago is dead, as far as stats() tells; a take-over takes 6 s
 LOOK_S = 0.2  # between two looks of flush() at what other processes do
 _IDS = ("user_id", "agent_id", "run_id", "session_id")
 _FIELDS = {"messages", "metadata", "timestamp", "expires_at", *_IDS}
@@ -71,14 +72,16 @@ class Queued(Handle):
         """Wait until what was added so far has been read, by whichever process is the worker.
 
         timeout in seconds, None for ever. Returns {"flushed", "waiting", "set_aside"}; ``flushed`` is False when the
-        time was up. Without a timeout the error is raised that keeps this process from reading, and ConflictError
-        where the worker is paused or no process reads the file.
+        time was up. Without a timeout, the error that keeps this process from reading is raised where no other reads,
+        and ConflictError where the worker is paused or no process reads the file.
         """
         scope = self._scope_or_file(ids)
         if timeout is not None and (isinstance(timeout, bool) or not isinstance(timeout, int | float) or timeout < 0):
             raise InvalidInputError(f"timeout must be seconds from 0 on, or None, not {timeout!r:.40}")
-        worker = self._wake()
         began, pulse, moved = time.monotonic(), None, time.monotonic()
+        worker = self._wake()
+        if worker is not None:
+            worker.hurry()
         with self._engine.store.snapshot() as tx:
             upto = store_queue.newest(tx)
         while True:
@@ -91,7 +94,9 @@ class Queued(Handle):
             if lease is not None and lease.pulse != pulse:
                 pulse, moved = lease.pulse, now
             if timeout is None:
-                _refuse_to_wait(worker, paused, alone=worker is None and now - moved > STALE_S)
+                stands = now - moved > STALE_S
+                trouble = None if worker is None or not (lease is None or stands) else worker.trouble_since(began)
+                _refuse_to_wait(trouble, paused, alone=worker is None and stands)
             left_s = LOOK_S if timeout is None else min(LOOK_S, timeout - (now - began))
             worker.wait(left_s) if worker else time.sleep(left_s)
 
@@ -219,10 +224,11 @@ class Queued(Handle):
         worker = self._standing_by()
         found = None if worker is None else worker.trouble
         trouble = None if found is None else {"type": type(found).__name__, "message": str(found)}
-        state = "paused" if paused else "none" if lease is None else "working"
+        unseen = lease is None or self._engine.clock() - lease.seen_at > UNSEEN_S * 1_000_000
+        state = "paused" if paused else "none" if unseen else "working"
         told: Shape = {"state": state, "pid": None, "since": None, "done": 0}
         told |= {"read_here": worker.done if worker else 0, "trouble": trouble}
-        if lease is not None:
+        if lease is not None and not unseen:
             told |= {"pid": lease.pid, "since": to_iso(lease.since), "done": lease.done}
         return told
 
@@ -234,12 +240,12 @@ class Queued(Handle):
             store_queue.pause(tx, paused)
 
 
-def _refuse_to_wait(worker: Worker | None, paused: bool, *, alone: bool) -> None:
+def _refuse_to_wait(trouble: Exception | None, paused: bool, *, alone: bool) -> None:
     """Raise what would make waiting without a timeout last for ever."""
     if paused:
         raise ConflictError("the worker is paused: resume_worker() lets it go on, flush(timeout=…) waits for a while")
-    if worker is not None and worker.trouble is not None:
-        raise worker.trouble
+    if trouble is not None:
+        raise trouble
     if alone:
         raise ConflictError("no process reads this file: run `localmem worker`, or open it without worker=False")
 

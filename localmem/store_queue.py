@@ -26,6 +26,8 @@ CLAIM_S = 900  # how long a worker leaves an episode alone that an add() in some
 CRASHED = "Crashed"  # in place of an error's class: the process died each time
 PAUSED = "worker_paused"  # setting
 _WAITS = "state = 'pending' and set_aside_at is null"
+# Nobody sets a due time further ahead than CLAIM_S: what seems to be due later still was set by a clock that was wrong.
+_DUE = f"(due_at <= ?1 or due_at > ?1 + {CLAIM_S * 1_000_000})"
 _WITHIN = "(?1 is null or e.user_id = ?1) and (?2 is null or e.agent_id = ?2) and (?3 is null or e.run_id = ?3)"
 
 
@@ -116,7 +118,7 @@ def pause(tx: Tx, paused: bool) -> None:
 
 def is_due(tx: Tx, now: Instant) -> bool:
     """Whether a worker would find something to read."""
-    return tx.execute(f"select 1 from episode where {_WAITS} and due_at <= ? limit 1", (now,)).fetchone() is not None
+    return tx.execute(f"select 1 from episode where {_WAITS} and {_DUE} limit 1", (now,)).fetchone() is not None
 
 
 def begin(tx: Tx, holder: str, now: Instant) -> EpisodeId | None:
@@ -132,7 +134,7 @@ def begin(tx: Tx, holder: str, now: Instant) -> EpisodeId | None:
         f"update episode set set_aside_at = ?, error = ? where {_WAITS} and begun >= ?", (now, CRASHED, DEATHS_MAX)
     )
     row = tx.execute(
-        f"select id from episode e where {_WAITS} and due_at <= ?1 and not exists (select 1 from episode b "
+        f"select id from episode e where {_WAITS} and {_DUE} and not exists (select 1 from episode b "
         "where b.state = 'pending' and b.set_aside_at is null and b.owner_id = e.owner_id "
         "and (b.event_at, b.seq) < (e.event_at, e.seq)) order by seq limit 1",
         (now,),

@@ -20,7 +20,7 @@ from typing import Any, cast
 
 from localmem import store_queue
 from localmem.config import WorkerOptions
-from localmem.errors import ClosedError, LocalmemError, MissingExtraError
+from localmem.errors import ClosedError, EmbedderMismatchError, LocalmemError, MissingExtraError
 from localmem.ingest import UNAVAILABLE, Engine, finish, settle
 from localmem.store_queue import Lease
 from localmem.types import EpisodeId, Generator
@@ -35,7 +35,8 @@ OWING_MAX = 64  # episodes whose vectors are made before the next one is read
 class Worker:
     """The part that one process takes in it: a thread that stands by, and reads while it holds the lease.
 
-    after: called with the id of each episode that was finished, from the thread.
+    after: called from the thread with the id of each episode that it has read, also where that failed: a request to
+    forget is carried out before the rest of its message is read.
     """
 
     def __init__(
@@ -57,9 +58,11 @@ class Worker:
         self._pid = os.getpid()
         self.done = 0  # episodes that were finished here
         self._trouble: Exception | None = None
-        self._troubles, self._not_before = 0, 0.0
+        self._troubles, self._troubled_at, self._not_before = 0, 0.0, 0.0
         self._holder: str | None = None
         self._seen: tuple[Lease, float] | None = None  # of another one, since when it stands like this
+        self._unsettled: set[EpisodeId] = set()  # whose words can't be embedded
+        self._unended: set[EpisodeId] = set()  # given back, which could not be noted: the file was locked or full
 
     # ---------------------------------------------------------------- from other threads
 
@@ -67,6 +70,10 @@ class Worker:
     def trouble(self) -> Exception | None:
         """Why this process can't read on, while it is the worker: no model, a full disk."""
         return self._trouble
+
+    def trouble_since(self, when: float) -> Exception | None:
+        """The trouble, if it came about after a moment of time.monotonic()."""
+        return self._trouble if self._troubled_at > when else None
 
     @property
     def alive(self) -> bool:
@@ -90,6 +97,11 @@ class Worker:
         """Something came in: look at once."""
         self._wake.set()
 
+    def hurry(self) -> None:
+        """Somebody waits: try at once, whatever the trouble was before."""
+        self._not_before = 0.0
+        self._wake.set()
+
     def wait(self, timeout_s: float) -> None:
         """Until an episode came to its end here, or the time is up."""
         with self._moved:
@@ -97,6 +109,8 @@ class Worker:
 
     def stop(self) -> None:
         """End after the model's next reply at the latest; what is half read waits on. Gives the lease back."""
+        if self.is_of_another_process:  # there it goes on, and its locks may have been held when this one was forked
+            return
         self._stop.set()
         self._wake.set()
         if self.alive and self._thread is not threading.current_thread() and self._thread is not None:
@@ -119,15 +133,22 @@ class Worker:
                 self._pause(error)
             except Stopping:
                 break
+            except Exception as error:  # whose text may be what somebody said: a thread's end would print it
+                self._pause(LocalmemError(f"the worker failed ({type(error).__name__}); it tries again later"))
         self._let_go()
 
     def _settle_vectors(self) -> None:
         with self._engine.store.snapshot() as tx:
             owing = store_queue.owing(tx, OWING_MAX)
-        for episode_id in owing:
+        for episode_id in (each for each in owing if each not in self._unsettled):
             if self._stop.is_set():
                 raise Stopping
-            settle(self._engine, episode_id)
+            try:
+                settle(self._engine, episode_id)
+            except (*UNAVAILABLE, EmbedderMismatchError):
+                raise
+            except Exception:  # it must hold up no other; when it is read it fails again, and that is noted with it
+                self._unsettled.add(episode_id)
 
     # -- becoming the worker, and staying it
 
@@ -200,9 +221,13 @@ class Worker:
         if not due or holder is None:
             return False
         with store.write() as tx:
+            for each in self._unended:  # else it would look as if a worker had died over it
+                store_queue.ended(tx, holder, each, done=False)
             episode_id = store_queue.begin(tx, holder, self._engine.clock())
+        self._unended.clear()
         if episode_id is None:
             return False
+        self._unended.add(episode_id)
         try:
             finish(self._engine, episode_id)
             done = True
@@ -213,8 +238,8 @@ class Worker:
         finally:
             with store.write() as tx:
                 store_queue.ended(tx, holder, episode_id, done=done)
-        if done:
-            self.done += 1
+            self._unended.clear()
+            self.done += int(done)
             self._after(episode_id)
         self._trouble, self._troubles = None, 0
         self._tell()
@@ -227,7 +252,8 @@ class Worker:
 
     def _pause(self, trouble: Exception) -> None:
         """Leave it to others for a while: they may have the model or the space that is missing here."""
-        self._not_before = time.monotonic() + min(TROUBLE_S * 2**self._troubles, TROUBLE_MAX_S)
+        self._troubled_at = time.monotonic()
+        self._not_before = self._troubled_at + min(TROUBLE_S * 2**self._troubles, TROUBLE_MAX_S)
         self._trouble, self._troubles = trouble, min(self._troubles + 1, 10)
         self._tell()
 

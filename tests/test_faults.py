@@ -106,7 +106,11 @@ Change = Callable[[Memory], object]
 
 
 def memory_at(
-    path: Path, vfs: str | None = None, generator: ScriptedGenerator | None = None, durability: str = "power"
+    path: Path,
+    vfs: str | None = None,
+    generator: ScriptedGenerator | None = None,
+    durability: str = "power",
+    worker: bool = False,
 ) -> Memory:
     return Memory(
         path,
@@ -115,6 +119,7 @@ def memory_at(
         durability=durability,
         clock=FixedClock(),
         vfs=vfs,
+        worker=worker,
     )
 
 
@@ -131,8 +136,8 @@ def doing(change: Change) -> faults.Act:
 
 def complete(memory: Memory, change: Change) -> None:
     """What a user does next: resume what is pending (twice, to see that once is enough), else try again."""
-    if memory.pending():
-        assert memory.resume()["episodes"] == 1
+    if waiting := memory.pending():
+        assert memory.resume()["episodes"] == len(waiting)
         assert memory.resume()["episodes"] == 0
     else:
         change(memory)
@@ -251,6 +256,16 @@ def add_with_a_broken_model(memory: Memory) -> None:
         tell(memory)
 
 
+def tell_and_go_on(memory: Memory) -> object:
+    """The story, which is left to the worker; what the assistant says to it is too long to be embedded at once."""
+    answer = {"role": "assistant", "content": "I see. " * 200}
+    return memory.add([{"role": "user", "content": SAID}, answer], wait=False, **ANN)
+
+
+def tell_many(memory: Memory) -> object:
+    return memory.add_many(["I bought a small boat.", {"messages": SAID, "metadata": {"by": "import"}}], **ANN)
+
+
 def ask_to_forget(memory: Memory) -> object:
     return memory.add("Please forget that I play the cello.", timestamp=LATER, **ANN)
 
@@ -280,6 +295,8 @@ WRITE_PATHS = {
     "add all": WritePath(known, add_several, (*KNOWN, "User sails on Mondays", "User rows")),
     "add": WritePath(known, tell, STORY_LIVE, is_pending),
     "add, broken model": WritePath(known, add_with_a_broken_model, KNOWN),
+    "add, waiting": WritePath(known, tell_and_go_on, KNOWN),
+    "add many": WritePath(known, tell_many, KNOWN),
     "forget": WritePath(told, ask_to_forget, STORY_LIVE[:2], is_pending),
     "forget and tell": WritePath(
         told, ask_to_forget_and_tell, (*STORY_LIVE[:2], "User bought a small boat"), half_forgotten
@@ -481,7 +498,9 @@ def test_reindex_repairs_whole_or_not_at_all(tmp_path: Path) -> None:
 # killed with SIGKILL
 
 
-@write_paths("first open", "add verbatim", "add", "forget and tell", "resume", "delete all", "reset")
+@write_paths(
+    "first open", "add verbatim", "add", "add, waiting", "add many", "forget and tell", "resume", "delete all", "reset"
+)
 def test_a_write_path_survives_a_kill_at_sampled_statements(tmp_path: Path, path: WritePath) -> None:
     def act(file: Path, acknowledge: faults.Acknowledge) -> None:
         with memory_at(file) as memory:
