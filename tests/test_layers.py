@@ -27,6 +27,8 @@ LAYERS = (  # top to bottom; a module may import its own layer and those below
         "queued",
         "shapes",
         "surface",
+        "tool_arguments",
+        "tools",
         "transcripts",
         "transcript_json",
         "transcript_parts",
