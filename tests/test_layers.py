@@ -112,12 +112,17 @@ HOMES = {  # library -> the only modules that may import it
     "platformdirs": {"config"},
     "keyring": {"keys"},
     "psutil": {"worker"},
-    # what could open a socket: the loopback server, and nothing else
+    # what could open a socket: towards a server on loopback, or as one, and nothing else
     "http": {"llm_server"},
-    "socket": {"llm_server"},
+    "socket": {"llm_server", "mcp_server"},
     "ssl": {"llm_server"},
     "urllib": {"llm_server"},  # urllib.parse; urllib.request is refused below
     "asyncio": {"aio"},
+    "mcp": {"mcp_server"},  # listens on loopback alone: access.py
+    "mcp_types": {"mcp_server"},
+    "starlette": {"mcp_server"},
+    "uvicorn": {"mcp_server"},
+    "anyio": {"mcp_server"},
     "ftplib": set(),
     "smtplib": set(),
     "socketserver": set(),
@@ -145,7 +150,19 @@ SQL_STARTS = (
     "begin immediate",
     "savepoint ",
 )
-HEAVY = ("numpy", "onnxruntime", "tokenizers", "llama_cpp", "apsw", "sqlite_vec", "click", "rich", "dateparser")
+HEAVY = (
+    "numpy",
+    "onnxruntime",
+    "tokenizers",
+    "llama_cpp",
+    "apsw",
+    "sqlite_vec",
+    "click",
+    "rich",
+    "dateparser",
+    "mcp",
+    "anyio",
+)
 
 
 def sources() -> list[Path]:

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from typing import NoReturn
 
-from localmem.cli import doctoring, ingesting, keeping, models, reading, working, writing  # each adds its commands
+# each adds its commands
+from localmem.cli import doctoring, ingesting, keeping, models, reading, serving, working, writing
 from localmem.cli.options import cli
 
 
@@ -17,4 +18,4 @@ def main() -> NoReturn:
     cli.main(prog_name="localmem")
 
 
-__all__ = ["cli", "doctoring", "ingesting", "keeping", "main", "models", "reading", "working", "writing"]
+__all__ = ["cli", "doctoring", "ingesting", "keeping", "main", "models", "reading", "serving", "working", "writing"]
