@@ -75,6 +75,7 @@ class Settings:
     audit_keychain: str | None = None
     checkpoint: str | None = None
     actor: str = ""
+    mcp_token: str | None = field(default=None, repr=False)
 
     @property
     def store(self) -> Path:
@@ -87,7 +88,7 @@ class Settings:
 
 def settings(environ: Mapping[str, str] | None = None) -> Settings:
     """Read LOCALMEM_HOME, _GENERATOR, _THREADS, _KEY, _KEY_FILE, _KEYCHAIN, _AUDIT_KEY_FILE, _AUDIT_KEYCHAIN,
-    _CHECKPOINT and _ACTOR.
+    _CHECKPOINT, _ACTOR and _MCP_TOKEN.
 
     Raises InvalidInputError for a LOCALMEM_THREADS that is no positive whole number.
     """
@@ -112,6 +113,7 @@ def settings(environ: Mapping[str, str] | None = None) -> Settings:
         audit_keychain=env.get("LOCALMEM_AUDIT_KEYCHAIN") or None,
         checkpoint=env.get("LOCALMEM_CHECKPOINT") or None,
         actor=env.get("LOCALMEM_ACTOR") or "",
+        mcp_token=env.get("LOCALMEM_MCP_TOKEN") or None,
     )
 
 

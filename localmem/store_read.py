@@ -122,6 +122,20 @@ def list_all(tx: Tx, within: Reach, limit: int | None) -> list[MemoryRecord]:
     return [record for record, _ in found.values()]
 
 
+def page(tx: Tx, within: Reach, limit: int, offset: int, *, newest_first: bool) -> tuple[list[MemoryRecord], int]:
+    """Some of the memories in reach, and how many there are in all."""
+    where = within.where()
+    total = tx.execute(
+        f"select count(*) from memory m join version v on v.memory_id = m.id where {where.sql}", where.bindings
+    ).fetchone()[0]
+    order = "m.seq desc, v.number desc" if newest_first else "m.seq, v.number"
+    rows = tx.execute(
+        f"{_RECORD} where {where.sql} order by {order} limit ? offset ?", (*where.bindings, limit, offset)
+    ).fetchall()
+    found = _with_contested(tx, {row[0]: (_record(row), False) for row in rows})
+    return [record for record, _ in found.values()], total
+
+
 def targets(tx: Tx, within: Reach) -> list[Neighbour]:
     """Every head in reach as a target of a change."""
     return [Neighbour(r.id, r.version, r.text, 1.0, r.valid_from, r.actor) for r in list_all(tx, within, None)]

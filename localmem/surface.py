@@ -26,6 +26,7 @@ from localmem.shapes import Results, Shape
 from localmem.store_apply import OwnerMovedError, Plan, neighbour_of, stated
 from localmem.store_passages import later_passages
 from localmem.store_purge import Selection
+from localmem.tools import dispatch, schema, table
 from localmem.types import (
     Change,
     Decision,
@@ -305,6 +306,33 @@ class Surface(Custody, Queued):
         self._shown("get_all", scope, [record.id for record in found])
         return Results(results=[shapes.record_dict(record) for record in found])
 
+    def page(
+        self,
+        *,
+        user_id: str | None = None,
+        agent_id: str | None = None,
+        run_id: str | None = None,
+        session_id: str | None = None,
+        limit: int = 20,
+        offset: int = 0,
+        newest_first: bool = False,
+    ) -> Results:
+        """Some of the memories of a scope, in the order they came in: {"results", "total", "offset", "more"}.
+
+        limit: at most that many. offset: how many to skip. ``more``: whether any are left behind these.
+        """
+        scope = self._scope(None, user_id=user_id, agent_id=agent_id, run_id=run_id, session_id=session_id)
+        most = inputs.limit(limit, "limit", self._engine.limits)
+        skipped = inputs.limit(offset, "offset", Limits(result_limit_max=2**40))
+        found, total = list[MemoryRecord](), 0
+        with self._engine.store.snapshot() as tx:
+            within = store_pools.reach(tx, scope, self._engine.clock())
+            if within is not None:
+                found, total = store_read.page(tx, within, most, skipped, newest_first=newest_first)
+        self._shown("page", scope, [record.id for record in found])
+        told = [shapes.record_dict(record) for record in found]
+        return Results(results=told, total=total, offset=skipped, more=skipped + len(found) < total)
+
     def history(self, memory_id: str) -> list[Shape]:
         """Every version of a memory in order, with dates, reason and evidence. Raises NotFoundError."""
         self._check_open()
@@ -379,11 +407,40 @@ class Surface(Custody, Queued):
         self._shown("contested", scope, [record.id for record in found])
         return Results(results=[shapes.record_dict(record) for record in found])
 
+    # ---------------------------------------------------------------- tools for a model
+
+    def tools_schema(self, style: str = "openai", tools: str = "core") -> list[Shape]:
+        """The tools that a model gets for this memory, as a request to it wants them. Bound handles only: ScopeError.
+
+        style: "openai" or "anthropic". tools: "core", or "full" with what explains and with OpenMemory's names. A
+        read-only handle has none that write.
+        """
+        self._bound_only("tools_schema")
+        return schema(style, tools, writes=self._may_write)
+
+    def dispatch(self, name: str, arguments: Mapping[str, Any] | str | None = None, tools: str = "full") -> Shape:
+        """Carry out a model's tool call and return what it is to read. Bound handles only: ScopeError.
+
+        arguments: as the model sent them, a dict or JSON text. tools: of which set it may call. What the model got
+        wrong, and any error of localmem's, is answered as {"error": {"type", "message"}} and never raised.
+        """
+        within = self._bound_only("dispatch")
+        chosen = table(tools, writes=self._may_write)
+        bytes_max = self._engine.limits.message_bytes_max
+        return dispatch(self, name, arguments, within=within, chosen=chosen, bytes_max=bytes_max)
+
     # ---------------------------------------------------------------- inside
 
     def _known(self, scope: Scope, tokens_max: int) -> list[Line]:
         with self._engine.store.snapshot() as tx:
             return compose(tx, scope, self._engine.clock(), tokens_max=tokens_max)
+
+    def _bound_only(self, call: str) -> Scope:
+        """The scope of a bound handle: a model must not be able to choose whose memory it reads."""
+        self._check_open()
+        if self._within is None:
+            raise ScopeError(f"{call}() is for a model: call it on a bound handle, memory.bound(user_id=…)")
+        return self._within
 
     def _mine(self, memory_id: Any) -> MemoryRecord:
         """The head of a memory that is to be changed; a foreign id is answered exactly like an unknown one."""

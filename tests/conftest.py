@@ -38,7 +38,7 @@ def pytest_configure(config: pytest.Config) -> None:
         home = tempfile.TemporaryDirectory(prefix="localmem-tests-")
         config.add_cleanup(home.cleanup)
         os.environ["LOCALMEM_HOME"] = home.name
-    for name in ("GENERATOR", "KEY", "KEY_FILE", "KEYCHAIN", "AUDIT_KEY_FILE", "CHECKPOINT", "ACTOR"):
+    for name in ("GENERATOR", "KEY", "KEY_FILE", "KEYCHAIN", "AUDIT_KEY_FILE", "CHECKPOINT", "ACTOR", "MCP_TOKEN"):
         os.environ.pop(f"LOCALMEM_{name}", None)
 
 

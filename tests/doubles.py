@@ -13,6 +13,8 @@ An exact duplicate of a neighbour is a NOOP, as in the real policy.
 from __future__ import annotations
 
 import contextlib
+import os
+import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -182,3 +184,38 @@ def resume_all(path: str) -> None:
 def texts(found: Any) -> list[str]:
     """The memories of a result, in its order."""
     return [entry["memory"] for entry in found["results"]]
+
+
+# -- the command line as a process, for what has to be one
+
+
+class Moody(HashEmbedder):
+    """Takes its time over texts that say so: "slowly" a second, "for ever" for ever. With LOUD set, prints while it
+    works, as native libraries do."""
+
+    def embed_passages(self, texts: Sequence[str]) -> Any:
+        if os.environ.get("LOUD"):
+            os.write(1, b"noise from below\n")
+            print("noise from Python")
+        for text in texts:
+            time.sleep(1 if "slowly" in text else 3600 if "for ever" in text else 0)
+        return super().embed_passages(texts)
+
+
+def main() -> None:
+    """``localmem`` with pretend models."""
+    from localmem.cli import main as command
+    from localmem.cli import options
+
+    def make_memory(path: str | None, **given: Any) -> Memory:
+        if os.environ.get("LOUD"):
+            os.write(1, b"noise on opening\n")
+        return Memory(path, embedder=Moody(), **{**given, "generator": ScriptedGenerator()})
+
+    options.make_memory = make_memory
+    with following_scripts():
+        command()
+
+
+if __name__ == "__main__":
+    main()

@@ -677,6 +677,7 @@ READS: dict[str, Callable[[Any, str], Any]] = {
     "context": lambda m, i: m.context("bees", **ANN),
     "get": lambda m, i: m.get(i),
     "get_all": lambda m, i: m.get_all(**ANN),
+    "page": lambda m, i: m.page(limit=1, newest_first=True, **ANN),
     "history": lambda m, i: m.history(i),
     "all_versions": lambda m, i: m.all_versions(**ANN),
     "decisions": lambda m, i: m.decisions(**ANN),
@@ -704,6 +705,7 @@ def test_a_read_is_entered_where_the_file_says_so(open_memory: Opener, op: str) 
             "search": {each["id"] for each in memory.search("bees", **ANN)["results"]},
             "context": {each["id"] for each in memory.search("bees", limit=20, **ANN)["results"]},
             "get_all": {each["id"] for each in memory.get_all(**ANN)["results"]},
+            "page": {memory.get_all(**ANN)["results"][-1]["id"]},
             "contested": {each["id"] for each in memory.contested(**ANN)["results"]},
             "decisions": set(),
         }.get(op, {bees})

@@ -121,6 +121,7 @@ SCOPED: dict[str, Callable[..., Any]] = {
     "search": lambda m, **k: m.search("tea", **k),
     "context": lambda m, **k: m.context("tea", **k),
     "get_all": lambda m, **k: m.get_all(**k),
+    "page": lambda m, **k: m.page(**k),
     "delete_all": lambda m, **k: m.delete_all(**k),
     "all_versions": lambda m, **k: m.all_versions(**k),
     "decisions": lambda m, **k: m.decisions(**k),

@@ -28,6 +28,8 @@ LAYERS = (  # top to bottom; a module may import its own layer and those below
         "queued",
         "shapes",
         "surface",
+        "tool_arguments",
+        "tools",
         "transcripts",
         "transcript_json",
         "transcript_parts",
@@ -114,12 +116,17 @@ HOMES = {  # library -> the only modules that may import it
     "keyring": {"keys"},
     "psutil": {"worker"},
     "pickle": set(),  # what is read of pickles is read without running them: mem0_points
-    # what could open a socket: the loopback server, and nothing else
+    # what could open a socket: towards a server on loopback, or as one, and nothing else
     "http": {"llm_server"},
-    "socket": {"llm_server"},
+    "socket": {"llm_server", "mcp_server"},
     "ssl": {"llm_server"},
     "urllib": {"llm_server"},  # urllib.parse; urllib.request is refused below
     "asyncio": {"aio"},
+    "mcp": {"mcp_server"},  # listens on loopback alone: access.py
+    "mcp_types": {"mcp_server"},
+    "starlette": {"mcp_server"},
+    "uvicorn": {"mcp_server"},
+    "anyio": {"mcp_server"},
     "ftplib": set(),
     "smtplib": set(),
     "socketserver": set(),
@@ -147,7 +154,19 @@ SQL_STARTS = (
     "begin immediate",
     "savepoint ",
 )
-HEAVY = ("numpy", "onnxruntime", "tokenizers", "llama_cpp", "apsw", "sqlite_vec", "click", "rich", "dateparser")
+HEAVY = (
+    "numpy",
+    "onnxruntime",
+    "tokenizers",
+    "llama_cpp",
+    "apsw",
+    "sqlite_vec",
+    "click",
+    "rich",
+    "dateparser",
+    "mcp",
+    "anyio",
+)
 
 
 def sources() -> list[Path]:

@@ -1,6 +1,6 @@
 """Nothing leaves the machine and nothing lies about: whole working days in processes of their own, watched from outside.
 
-One through the library, one through AsyncMemory, one through the command line. How they are watched is
+One through the library, one through AsyncMemory, one through the command line, one through the MCP server. How they are watched is
 localmem/doctor/watch.py's: without any network where the kernel allows that, below strace where it is installed, and
 with Python's audit hook inside. Which it was stands in the test's properties and in its output (pytest -rP).
 onnxruntime's native telemetry shows in strace only, and hides where CI is set.
@@ -140,7 +140,43 @@ with open(report, "w") as file:
         "commands": done, "processes": len(heard), "found": [hit["memory"] for hit in found],
     }, file)
 """
-SURFACES = {"library": LIBRARY, "async": ASYNC, "command line": COMMANDS}
+# The MCP server is a process too, with a client that writes the protocol by hand.
+MCP = """
+import json, os, pathlib, subprocess, sys
+store, model, code, report = sys.argv[1:]
+log = report + ".log"
+command = [sys.executable, "-c", code, log, "mcp", "--file", store, "--user", "ann", "--tools", "full"]
+pipe = subprocess.PIPE
+server = subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=pipe, text=True)
+def ask(number, method, **params):
+    asked = {"jsonrpc": "2.0", "id": number, "method": method, "params": params}
+    server.stdin.write(json.dumps(asked) + "\\n")
+    server.stdin.flush()
+    return json.loads(server.stdout.readline())["result"]
+def call(number, name, **arguments):
+    done = ask(number, "tools/call", name=name, arguments=arguments)
+    assert not done.get("isError"), done
+    return done["structuredContent"]
+ask(0, "initialize", protocolVersion="2025-06-18", capabilities={}, clientInfo={"name": "x", "version": "1"})
+server.stdin.write(json.dumps({"jsonrpc": "2.0", "method": "notifications/initialized"}) + "\\n")
+call(1, "add_memory", text="Ann plays the cello on Tuesdays")
+found = call(2, "search_memories", query="Which instrument does she play?")["results"]
+call(3, "memory_context", query="cello")
+ask(4, "resources/read", uri="memory://recent")
+ask(5, "prompts/get", name="recall", arguments={"question": "cello"})
+call(6, "memory_status")
+rest, words = server.communicate()
+heard = [json.loads(line) for line in open(log)]
+os.unlink(log)
+with open(report, "w") as file:
+    json.dump({
+        "heard": [each for _, each, _ in heard if each], "telemetry": [each for *_, each in heard if each],
+        "commands": [["mcp", server.returncode, rest + words]], "processes": len(heard),
+        "found": [hit["memory"] for hit in found],
+    }, file)
+"""
+SURFACES = {"library": LIBRARY, "async": ASYNC, "command line": COMMANDS, "mcp": MCP}
+PROCESSES = ("command line", "mcp")  # whose working day is that of processes below the watched one
 
 
 # -- the days
@@ -170,8 +206,10 @@ def _model() -> str:
 def day(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Day:
     """Once for all tests here."""
     surface, model = request.param, _model()
+    if surface == "mcp":
+        pytest.importorskip("mcp")
     folder, store = tmp_path_factory.mktemp("watched"), tmp_path_factory.mktemp("store")
-    more = [ONE_COMMAND] if surface == "command line" else []
+    more = [ONE_COMMAND] if surface in PROCESSES else []
     environment = {"LOCALMEM_GENERATOR": model} if model and more else {}
     arguments = [str(store / "memory.db"), model, *more]
     return Day(surface, watch(folder, SURFACES[surface], *arguments, environment=environment), store, model)
@@ -192,7 +230,7 @@ def test_the_day_was_a_real_one(day: Day) -> None:
     assert day.seen.done.returncode == 0, day.seen.done.stderr
     report = day.seen.report
     assert "Ann plays the cello on Tuesdays" in report["found"]
-    if day.surface == "command line":
+    if day.surface in PROCESSES:
         failed = [each for each in report["commands"] if each[1] != 0]
         missing_model = [] if day.model else ["add", "resume"]
         assert [each for each in failed if each[0] not in missing_model] == []
@@ -216,8 +254,8 @@ def test_python_hears_no_socket(day: Day) -> None:
 
 def test_telemetry_is_off_before_onnxruntime_is_imported(day: Day) -> None:
     told = day.seen.report["telemetry"]
-    if day.surface == "command line":
-        assert len(told) > 5  # each command that embeds something
+    if day.surface in PROCESSES:
+        assert len(told) > (5 if day.surface == "command line" else 0)  # each command that embeds something
         assert all(each == ["1"] for each in told)
     else:
         assert told == ["1"]

@@ -15,6 +15,7 @@ from localmem.cli import (  # each adds its commands
     keeping,
     models,
     reading,
+    serving,
     working,
     writing,
 )
@@ -26,4 +27,16 @@ def main() -> NoReturn:
     cli.main(prog_name="localmem")
 
 
-__all__ = ["cli", "doctoring", "importing", "ingesting", "keeping", "main", "models", "reading", "working", "writing"]
+__all__ = [
+    "cli",
+    "doctoring",
+    "importing",
+    "ingesting",
+    "keeping",
+    "main",
+    "models",
+    "reading",
+    "serving",
+    "working",
+    "writing",
+]
