@@ -175,6 +175,11 @@ class Surface(Custody, Queued):
 
     # ---------------------------------------------------------------- reading
 
+    def preload(self) -> None:
+        """Load the embedder now rather than with the first call that needs it, which takes half a second longer."""
+        self._check_open()
+        self._engine.embedder.embed_query("preload")
+
     def search(
         self,
         query: str,

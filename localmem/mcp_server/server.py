@@ -63,10 +63,16 @@ class Served:
     _changed: threading.Condition = field(default_factory=threading.Condition)
 
     def start(self) -> None:
-        """Let the texts that wait in the file be read, by this process or by another that serves it."""
+        """Let the texts that wait in the file be read, by this process or by another that serves it; load meanwhile
+        what the first call would wait for."""
+        threading.Thread(target=self._preload, name="localmem-preload", daemon=True).start()
         if not self.read_only:
             with contextlib.suppress(ConflictError):  # on a disk that can't be written to
                 self.memory.start_worker()
+
+    def _preload(self) -> None:
+        with contextlib.suppress(LocalmemError):  # the first call that needs it says why it can't be had
+            self.memory.preload()
 
     async def call(self, call: Callable[[], _T]) -> _T:
         """Run a call in a thread. A client that is gone is not waited for; the call ends on its own."""
