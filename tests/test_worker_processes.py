@@ -292,6 +292,8 @@ def test_eight_programs_add_two_thousand_and_the_reader_is_killed_again_and_agai
         notes = Counter(texts(memory.get_all(user_id=f"u{number}")))
         wanted = [text for other in said for text in said[other] if other % 6 == number]
         assert notes == Counter(text.removeprefix("fact: ") for text in wanted)
+        read = [each["episode_id"] for each in memory.decisions(user_id=f"u{number}")]
+        assert len(read) == len(set(read))
     assert killed >= 2
     for program in running.values():
         program.tell("close")
