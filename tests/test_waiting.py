@@ -97,6 +97,31 @@ class TestForgetting:
         assert texts(memory.get_all(**ANN)) == ["User sails"]
         assert "cello" not in str(memory.search("cello", include="all", **ANN)["results"])
 
+    @pytest.mark.parametrize("kind", ["everything about me", "that I sail"])
+    def test_a_request_that_does_not_wait_holds_for_what_waits(self, open_memory: Opener, kind: str) -> None:
+        with open_memory(worker=False) as memory:
+            memory.add("fact: I sail", wait=False, **ANN)
+            memory.add(f"Please forget {kind}.", **ANN)
+            assert memory.search("sail", include="all", **ANN)["results"] == []
+        memory = read_all(open_memory)
+        assert memory.get_all(**ANN)["results"] == []
+
+    @pytest.mark.xfail(
+        strict=True, reason="apply() does not look whether the words were taken back after they were read"
+    )
+    @pytest.mark.parametrize("kind", ["everything about me", "that I sail"])
+    def test_a_request_that_does_not_wait_holds_for_what_is_being_read(self, open_memory: Opener, kind: str) -> None:
+        """It is carried out in the middle of the reading: nothing may be made of those words afterwards."""
+        gate = Gate()
+        memory = open_memory(generator=gate)
+        memory.add("fact: I sail", wait=False, **ANN)
+        until(lambda: gate.asked)
+        open_memory(worker=False).add(f"Please forget {kind}.", **ANN)
+        gate.open.set()
+        assert memory.flush(timeout=20)["flushed"]
+        assert memory.get_all(**ANN)["results"] == []
+        assert memory.search("sail", include="all", **ANN)["results"] == []
+
     def test_a_request_stands_behind_words_that_fail(self, open_memory: Opener, clock: FixedClock) -> None:
         """They are suppressed with it once they are set aside, and resume() makes no memory of them."""
         model = Failing("poison")
@@ -177,14 +202,14 @@ class TestWhoMayRead:
         """It could not write what it makes of the words; that is not their fault."""
         key = bytes(range(32))
         with open_memory(worker=False, audit_key=key) as memory:
-            added = memory.add_many([f"fact: note {n}" for n in range(3)], **ANN)["results"]
+            added = memory.add_many([f"fact: note {n}" for n in range(3)], **ANN)["episodes"]
         with open_memory(generator=Listener(), sound=False) as stranger:
             stranger.start_worker()
             for _ in range(store_queue.FAILURES_MAX * 4):
                 clock.advance(store_queue.DELAY_MAX_S)
                 time.sleep(0.1)
             assert stranger.stats()["queue"] == {**stranger.stats()["queue"], "waiting": 3, "set_aside": 0}
-            assert stranger.stats()["worker"]["trouble"] == "KeyRefusedError"
+            assert stranger.stats()["worker"]["trouble"]["type"] == "KeyRefusedError"
         memory = open_memory(generator=Listener(), audit_key=key)
         assert memory.flush(timeout=20)["flushed"]
         assert [memory.status(each["episode_id"])["state"] for each in added] == ["done"] * 3

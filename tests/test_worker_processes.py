@@ -21,6 +21,7 @@ from doubles import texts
 from programs import Program, programs
 
 from localmem import store_queue
+from localmem.errors import NotFoundError
 from localmem.memory import Memory
 
 ANN, BEN = {"user_id": "ann"}, {"user_id": "ben"}
@@ -173,11 +174,49 @@ class TestTheOneThatReads:
         waiting = other.call("add", "fact: User sails", wait=False, **BEN)["episode_id"]
         first.call("let_go")
         until(lambda: other.call("stats")["queue"]["waiting"] == 1)  # what was under way is read to its end
-        time.sleep(2)
+        time.sleep(1)
         assert other.call("status", waiting)["state"] == "waiting"
         assert other.call("stats")["worker"]["state"] == "paused"
         other.call("resume_worker")
         assert other.call("flush", TAKEN_OVER_S)["flushed"]
+
+
+class TestErasing:
+    def test_a_purge_beside_a_reader_of_another_program(self, start: Starter, open_memory: Opener) -> None:
+        """It is proven although the reader beats on, and the reader makes nothing of what is gone."""
+        first, reading = held(start)
+        other = start("second")
+        other.call("add", "fact: User rows", wait=False, **BEN)
+        done = other.call("purge", **ANN)
+        assert (done["complete"], done["purged"]["episode"]) == (True, 1)
+        first.call("let_go")
+        assert other.call("flush", TAKEN_OVER_S) == {"flushed": True, "waiting": 0, "set_aside": 0}
+        memory = open_memory(worker=False)
+        assert (texts(memory.get_all(**ANN)), texts(memory.get_all(**BEN))) == ([], ["User rows"])
+        with pytest.raises(NotFoundError):
+            memory.status(reading)
+
+    def test_a_store_that_is_reset_beside_a_reader(self, start: Starter, open_memory: Opener) -> None:
+        first, _ = held(start)
+        other = start("second")
+        other.call("reset")
+        first.call("let_go")
+        other.call("add", "fact: User rows", wait=False, **BEN)
+        assert other.call("flush", TAKEN_OVER_S) == {"flushed": True, "waiting": 0, "set_aside": 0}
+        memory = open_memory(worker=False)
+        assert (memory.stats()["memories"], texts(memory.get_all(**BEN))) == (1, ["User rows"])
+
+    @pytest.mark.xfail(strict=True, reason="only a reader that was opened with erase_on_delete erases")
+    def test_who_erases_need_not_be_who_reads(self, start: Starter) -> None:
+        eraser, reader = start("eraser", erase_on_delete=True), start("reader")
+        eraser.call("add", "User plays the cello", infer=False, **ANN)
+        reader.call("add", "fact: User sails", wait=False, **BEN)  # it is the worker from here on
+        assert reader.call("flush", TAKEN_OVER_S)["flushed"]
+        eraser.call("add", "Please forget that I play the cello.", wait=False, **ANN)
+        assert eraser.call("flush", TAKEN_OVER_S)["flushed"]
+        assert eraser.call("get_all", **ANN)["results"] == []
+        time.sleep(1)
+        assert [each["state"] for each in eraser.call("purges")] == ["done"]
 
 
 class TestClocks:
@@ -192,7 +231,7 @@ class TestClocks:
         first, reading = held(start, start_s=self.NOON + ahead * self.HOURS)
         other = start("second", start_s=self.NOON)
         waiting = other.call("add", "fact: User sails", wait=False, **BEN)["episode_id"]
-        assert other.call("flush", 4)["flushed"] is False  # it lives, whatever its clock says
+        assert other.call("flush", 3)["flushed"] is False  # it lives, whatever its clock says
         assert other.call("asked") == []
         first.kill()
         assert other.call("flush", TAKEN_OVER_S)["flushed"]
@@ -253,6 +292,8 @@ def test_eight_programs_add_two_thousand_and_the_reader_is_killed_again_and_agai
         notes = Counter(texts(memory.get_all(user_id=f"u{number}")))
         wanted = [text for other in said for text in said[other] if other % 6 == number]
         assert notes == Counter(text.removeprefix("fact: ") for text in wanted)
+        read = [each["episode_id"] for each in memory.decisions(user_id=f"u{number}")]
+        assert len(read) == len(set(read))
     assert killed >= 2
     for program in running.values():
         program.tell("close")
