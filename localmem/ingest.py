@@ -18,20 +18,24 @@ from localmem import forget, profile, rank, secrets, store_pools, store_queue, s
 from localmem.config import Limits
 from localmem.decide import decide_all, policy_for
 from localmem.errors import (
+    AuditError,
     ClosedError,
     ConflictError,
+    EmbedderMismatchError,
     GeneratorError,
     GeneratorUnavailableError,
     InstallationError,
+    KeyRefusedError,
     LocalmemError,
     MissingExtraError,
     ModelFileError,
     ModelNotFoundError,
+    SchemaError,
     StorageError,
 )
 from localmem.extract import ExtractContext, Extraction, extract
 from localmem.store import EpisodeRecord, Incoming, Store, Verbatim
-from localmem.store_apply import FORGET, USER_REQUEST, OwnerMovedError, Plan, Snapshot, stated
+from localmem.store_apply import FORGET, USER_REQUEST, OwnerMovedError, Plan, Snapshot, TakenBackError, stated
 from localmem.store_passages import later_passages
 from localmem.types import (
     FOREVER,
@@ -226,32 +230,44 @@ def finish(engine: Engine, episode_id: EpisodeId) -> Added:
     Raises GeneratorError (or the MissingExtraError or ModelNotFoundError behind it) with ``episode_id`` set; the
     episode stays pending and its words stay found.
     """
-    with engine.store.snapshot() as tx:
-        episode = store_read.episode(tx, episode_id)
-    if episode.state != "pending":
-        return Added(episode_id, ())
+    changes: list[Change] = []
     try:
-        if episode.owes_vectors:
-            settle(engine, episode_id)
-        rest, spent = _without_spent(engine, episode)
-        changes: tuple[Change, ...] = ()
-        for _ in range(REQUESTS_MAX):
-            request = _request_in(engine, rest)
-            if request is None:
+        for _ in range(engine.limits.reconcile_rounds_max):
+            with engine.store.snapshot() as tx:
+                episode = store_read.episode(tx, episode_id)
+            if episode.state != "pending":
                 break
-            left = _without(rest, request)
-            finish = not _readable(left)
-            changes += _forget(engine, rest, request, finish=finish, spent=spent)
-            if finish:
-                return Added(episode_id, changes)
-            rest, spent = left, (*spent, (episode_id, request.message))
-        return Added(episode_id, changes + _reconcile(engine, rest, suppress=spent))
+            with contextlib.suppress(TakenBackError):  # then what is left of it is read again
+                _read(engine, episode, changes)
+                break
+        else:
+            raise ConflictError(f"the words of episode {episode_id} kept being taken back; call resume() to finish it")
     except Exception as error:
         with contextlib.suppress(StorageError):  # a full disk must not hide what went wrong first
             blamed = not isinstance(error, UNAVAILABLE)
             engine.store.episode_failed(episode_id, type(error).__name__, engine.clock(), blamed=blamed)
         told = _told(error, episode_id)
         raise told from (None if told is error else error)
+    return Added(episode_id, tuple(changes))
+
+
+def _read(engine: Engine, episode: EpisodeRecord, changes: list[Change]) -> None:
+    """Carry out the requests of an episode, then extract and reconcile what is left; ``changes`` grows meanwhile."""
+    if episode.owes_vectors:
+        settle(engine, episode.id)
+    rest, spent = _without_spent(engine, episode)
+    for _ in range(REQUESTS_MAX):
+        request = _request_in(engine, rest)
+        if request is None:
+            break
+        left = _without(rest, request)
+        finish = not _readable(left)
+        changes += _forget(engine, rest, request, finish=finish, spent=spent)
+        if finish:
+            return
+        taken_back = left.taken_back | {position for _, position in _said_before(rest, request)}
+        rest, spent = replace(left, taken_back=taken_back), (*spent, (episode.id, request.message))
+    changes += _reconcile(engine, rest, suppress=spent)
 
 
 # What says nothing about the episode it was raised over: it would be the same with any other.
@@ -263,6 +279,10 @@ UNAVAILABLE = (
     GeneratorUnavailableError,
     StorageError,
     ClosedError,
+    KeyRefusedError,
+    AuditError,
+    EmbedderMismatchError,
+    SchemaError,
 )
 
 
@@ -380,6 +400,7 @@ def _plan(
         expires_at=episode.expires_at,
         fingerprint={**engine.generator().fingerprint(), **found.fingerprint, **judge},
         log=True,
+        taken_back=episode.taken_back,
     )
 
 

@@ -5,8 +5,10 @@ from __future__ import annotations
 import os
 import threading
 import time
+import weakref
 from collections.abc import Mapping
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -137,6 +139,7 @@ class Memory(Surface):
             database.close()
             raise
         self._engine = Engine(store, using, self._open_generator, *_pair_models(), now, chosen, reranker)
+        _opened.add(self)
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any] | None = None, **options: Any) -> Self:
@@ -263,7 +266,7 @@ class Memory(Surface):
         with self._worker_lock:
             if self._worker is not None:
                 self._worker.stop()
-        self._closed = True
+            self._closed = True
         with self._generator_lock:
             own = self._generator is not None and self._generator is not self._generator_spec[0]
             if own and self._generator is not None:
@@ -307,7 +310,8 @@ class Memory(Surface):
         with self._worker_lock:
             self._check_open()
             if self._worker is None or self._worker.is_of_another_process:
-                self._worker = Worker(self._engine, self._worker_options, after=lambda _: self._erase_forgotten(None))
+                erase = partial(self._erase_forgotten, None) if self._erases else None
+                self._worker = Worker(self._engine, self._worker_options, erase)
             self._worker.start()
         self._worker.wake()
         return self._worker
@@ -373,6 +377,19 @@ class BoundMemory(Surface):
 
 
 # -------------------------------------------------------------------- helpers
+
+
+_opened: weakref.WeakSet[Memory] = weakref.WeakSet()
+
+
+def _after_fork_in_child() -> None:
+    """Threads that held a lock of these are not in the child, where nobody would ever let go of it."""
+    for memory in list(_opened):
+        memory._worker_lock, memory._generator_lock = threading.Lock(), threading.Lock()
+
+
+if hasattr(os, "register_at_fork"):  # not on Windows, which has no fork either
+    os.register_at_fork(after_in_child=_after_fork_in_child)
 
 
 def _now() -> Instant:

@@ -96,7 +96,8 @@ class Queued(Handle):
             if timeout is None:
                 stands = now - moved > STALE_S
                 trouble = None if worker is None or not (lease is None or stands) else worker.trouble_since(began)
-                _refuse_to_wait(trouble, paused, alone=worker is None and stands)
+                rests = worker is not None and worker.rests and (lease is None or stands)
+                _refuse_to_wait(trouble, paused, rests=rests, alone=worker is None and stands)
             left_s = LOOK_S if timeout is None else min(LOOK_S, timeout - (now - began))
             worker.wait(left_s) if worker else time.sleep(left_s)
 
@@ -240,12 +241,14 @@ class Queued(Handle):
             store_queue.pause(tx, paused)
 
 
-def _refuse_to_wait(trouble: Exception | None, paused: bool, *, alone: bool) -> None:
+def _refuse_to_wait(trouble: Exception | None, paused: bool, *, rests: bool, alone: bool) -> None:
     """Raise what would make waiting without a timeout last for ever."""
     if paused:
         raise ConflictError("the worker is paused: resume_worker() lets it go on, flush(timeout=…) waits for a while")
     if trouble is not None:
         raise trouble
+    if rests:
+        raise ConflictError("the machine is on battery, where nothing is read: plug it in, or flush(timeout=…)")
     if alone:
         raise ConflictError("no process reads this file: run `localmem worker`, or open it without worker=False")
 

@@ -23,6 +23,7 @@ from localmem.store_apply import (
     new_id,
     owner_row,
     refuse_if_moved,
+    refuse_if_taken_back,
     refuse_if_targets_moved,
     stated,
     to_json,
@@ -78,6 +79,7 @@ class EpisodeRecord:
     error: str | None
     set_aside: bool = False  # failed too often: no worker takes it up again
     owes_vectors: bool = False  # some of its turns are found by their words alone so far
+    taken_back: frozenset[int] = frozenset()  # positions of messages that are suppressed
 
 
 @dataclass(frozen=True, slots=True)
@@ -337,6 +339,7 @@ class Store:
         with self.change(now) as (tx, trail):
             if plan.episode_id is not None and _episode_state(tx, plan.episode_id) != "pending":
                 return None
+            refuse_if_taken_back(tx, plan)
             if plan.guard_targets:
                 refuse_if_targets_moved(tx, plan)
             if plan.snapshot is not None:
@@ -345,6 +348,8 @@ class Store:
             if plan.episode_id is not None and plan.finish:
                 _finish_episode(tx, plan.episode_id)
                 drop_turns(tx, trail, now, plan.episode_id)
+            if plan.dismiss:
+                _dismiss(tx, trail, plan.scope, now)
             return tuple(changes)
 
     def reset(self, now: Instant) -> int:
@@ -459,6 +464,16 @@ def _episode_state(tx: Tx, episode_id: EpisodeId) -> str:
     if row is None:
         raise NotFoundError(f"no episode has the id {episode_id}; the store was reset or purged meanwhile")
     return str(row[0])
+
+
+def _dismiss(tx: Tx, trail: Trail, scope: Scope, now: Instant) -> None:
+    """Let what waits in a scope wait no longer, without reading it."""
+    waiting = store_queue.waiting(tx, scope, now)
+    for episode_id in waiting:
+        _finish_episode(tx, episode_id)
+        drop_turns(tx, trail, now, episode_id)
+    if waiting:
+        trail.add("dismiss", owner=scope.owner, detail={"episodes": len(waiting)})
 
 
 def _finish_episode(tx: Tx, episode_id: EpisodeId) -> None:

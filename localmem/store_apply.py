@@ -45,6 +45,10 @@ class OwnerMovedError(ConflictError):
     """The owner's memories changed after the snapshot in a way that matters; look again."""
 
 
+class TakenBackError(ConflictError):
+    """Words that a plan was made of were taken back meanwhile; read again what is left."""
+
+
 @dataclass(frozen=True, slots=True)
 class Snapshot:
     """What a set of decisions was based on."""
@@ -72,6 +76,8 @@ class Plan:
     finish: bool = True  # False: the episode goes on after this plan
     guard_targets: bool = False  # a change by hand: only of the version that was read
     passages: Mapping[str, Vectors] = field(default_factory=dict)  # of long texts, see store_passages.py
+    taken_back: frozenset[int] | None = None  # of its episode's messages, which were left out when it was read
+    dismiss: bool = False  # what waits in the scope is not read any more
 
 
 def new_id(now: Instant) -> str:
@@ -586,6 +592,15 @@ def refuse_if_moved(tx: Tx, plan: Plan) -> None:
             near = float(vector @ np.frombuffer(blob, dtype="<f4"))
             if rank.key(other) == rank.key(text) or near >= rank.NEAR_DUPLICATE_COSINE:
                 raise OwnerMovedError("a near duplicate was stored meanwhile")
+
+
+def refuse_if_taken_back(tx: Tx, plan: Plan) -> None:
+    """Raise TakenBackError when a message of the plan's episode was suppressed after it was read."""
+    if plan.taken_back is None:
+        return
+    statement = "select position from message where episode_id = ? and suppressed_at is not null"
+    if {position for (position,) in tx.execute(statement, (plan.episode_id,))} - plan.taken_back:
+        raise TakenBackError(f"words of episode {plan.episode_id} were taken back while it was read")
 
 
 def refuse_if_targets_moved(tx: Tx, plan: Plan) -> None:

@@ -134,8 +134,8 @@ def begin(tx: Tx, holder: str, now: Instant) -> EpisodeId | None:
         f"update episode set set_aside_at = ?, error = ? where {_WAITS} and begun >= ?", (now, CRASHED, DEATHS_MAX)
     )
     row = tx.execute(
-        f"select id from episode e where {_WAITS} and {_DUE} and not exists (select 1 from episode b "
-        "where b.state = 'pending' and b.set_aside_at is null and b.owner_id = e.owner_id "
+        f"select id from episode e indexed by episode_waiting where {_WAITS} and {_DUE} and not exists (select 1 "
+        "from episode b where b.state = 'pending' and b.set_aside_at is null and b.owner_id = e.owner_id "
         "and (b.event_at, b.seq) < (e.event_at, e.seq)) order by seq limit 1",
         (now,),
     ).fetchone()
@@ -230,6 +230,15 @@ def queue(tx: Tx, scope: Scope | None, upto: int | None = None) -> Queue:
         (*_ids(scope), upto),
     ).fetchall()
     return Queue(*row)
+
+
+def waiting(tx: Tx, scope: Scope, now: Instant) -> list[EpisodeId]:
+    """The episodes of a scope that wait to be read, those that were set aside too, but not what an add() reads now."""
+    rows = tx.execute(
+        f"select e.id from episode e where e.state = 'pending' and {_WITHIN} and (e.attempts > 0 or e.due_at <= ?4)",
+        (*_ids(scope), now),
+    )
+    return [each for (each,) in rows]
 
 
 def newest(tx: Tx) -> int:

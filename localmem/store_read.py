@@ -249,14 +249,14 @@ def episode(tx: Tx, episode_id: EpisodeId) -> EpisodeRecord:
     if row is None:
         raise NotFoundError(f"no episode has the id {episode_id}")
     messages = tx.execute(
-        "select role, iif(suppressed_at is null, content, ''), name from message "
+        "select role, iif(suppressed_at is null, content, ''), name, suppressed_at from message "
         "where episode_id = ? order by position",
         (episode_id,),
-    )
+    ).fetchall()
     return EpisodeRecord(
         episode_id,
         Scope(*row[:3]),
-        tuple(Message(*m) for m in messages),
+        tuple(Message(*m) for *m, _ in messages),
         row[3],
         row[4],
         row[5],
@@ -266,6 +266,7 @@ def episode(tx: Tx, episode_id: EpisodeId) -> EpisodeRecord:
         row[9],
         bool(row[10]),
         bool(row[11]),
+        frozenset(position for position, message in enumerate(messages) if message[3] is not None),
     )
 
 

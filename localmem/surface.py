@@ -7,7 +7,7 @@ import time
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from localmem import inputs, shapes, store_pools, store_read
+from localmem import inputs, shapes, store_pools, store_queue, store_read
 from localmem.config import Limits
 from localmem.custody import Custody
 from localmem.dates import to_iso
@@ -132,16 +132,18 @@ class Surface(Custody, Queued):
     ) -> Shape:
         """Delete every memory of a scope. The scope must be named; reset() empties the whole file.
 
-        As in mem0 this takes them out of use: their words stay in the history. purge() of the same scope erases them.
+        As in mem0 this takes them out of use: their words stay in the history. What waits there to be read is not read
+        any more. purge() of the same scope erases all of it.
         """
         scope = self._writable(user_id=user_id, agent_id=agent_id, run_id=run_id, session_id=session_id)
         now = self._engine.clock()
         with self._engine.store.snapshot() as tx:
             within = store_pools.reach(tx, scope, now)
             targets = tuple(store_read.targets(tx, within)) if within else ()
+            waits = store_queue.waiting(tx, scope, now)
         decision = Decision(stated("", now), Op.DELETE, targets, reason="manual")
-        plan = Plan(scope, (decision,), {}, "manual", now)
-        changes = self._engine.store.apply(plan, now) if targets else ()
+        plan = Plan(scope, (decision,), {}, "manual", now, dismiss=True)
+        changes = self._engine.store.apply(plan, now) if targets or waits else ()
         deleted = sum(change.event is Op.DELETE for change in changes or ())
         told: Shape = {"hint": "the words stay in the file's history; purge() of the same scope erases them"}
         if self._erases:

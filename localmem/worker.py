@@ -35,13 +35,10 @@ OWING_MAX = 64  # episodes whose vectors are made before the next one is read
 class Worker:
     """The part that one process takes in it: a thread that stands by, and reads while it holds the lease.
 
-    after: called from the thread with the id of each episode that it has read, also where that failed: a request to
-    forget is carried out before the rest of its message is read.
+    erase: called from the thread at each look, whoever reads: takes out of the file what people asked to forget.
     """
 
-    def __init__(
-        self, engine: Engine, options: WorkerOptions, after: Callable[[EpisodeId], None] = lambda _: None
-    ) -> None:
+    def __init__(self, engine: Engine, options: WorkerOptions, erase: Callable[[], None] | None = None) -> None:
         if not options.on_battery:
             on_battery()  # MissingExtraError here rather than in a thread
         actor = engine.store.signer.actor
@@ -51,7 +48,7 @@ class Worker:
             store=engine.store.acting_as(f"{actor}/worker" if actor else "worker"),
             generator=lambda: cast(Generator, _Yielding(engine.generator(), self._stop)),
         )
-        self._options, self._after = options, after
+        self._options, self._erase = options, erase
         self._wake = threading.Event()
         self._moved = threading.Condition()  # an episode came to its end, or the worker got into trouble or out of it
         self._thread: threading.Thread | None = None
@@ -74,6 +71,11 @@ class Worker:
     def trouble_since(self, when: float) -> Exception | None:
         """The trouble, if it came about after a moment of time.monotonic()."""
         return self._trouble if self._troubled_at > when else None
+
+    @property
+    def rests(self) -> bool:
+        """Whether it reads nothing now, as the machine is on battery."""
+        return not self._options.on_battery and on_battery()
 
     @property
     def alive(self) -> bool:
@@ -127,6 +129,8 @@ class Worker:
                     self._settle_vectors()
                 if self._hold():
                     self._read()
+                elif self._erase is not None:
+                    self._erase()
             except ClosedError:
                 break
             except LocalmemError as error:  # a locked or full file: look again later
@@ -159,7 +163,7 @@ class Worker:
             found = store_queue.lease(tx)
             due = store_queue.is_due(tx, now) and not store_queue.is_paused(tx)
         dead = self._stands_still(found)
-        if not due or time.monotonic() < self._not_before or self._rests() or (found is not None and dead is None):
+        if not due or time.monotonic() < self._not_before or self.rests or (found is not None and dead is None):
             return False
         holder = uuid.uuid4().hex
         with store.write() as tx:
@@ -205,7 +209,10 @@ class Worker:
         try:
             while self._may_go_on() and time.monotonic() - idle_since < IDLE_S:
                 self._settle_vectors()
-                if not self._finish_next():
+                read = self._finish_next()
+                if self._erase is not None:
+                    self._erase()
+                if not read:
                     self._wake.wait(POLL_S)
                     self._wake.clear()
                     continue
@@ -240,7 +247,6 @@ class Worker:
                 store_queue.ended(tx, holder, episode_id, done=done)
             self._unended.clear()
             self.done += int(done)
-            self._after(episode_id)
         self._trouble, self._troubles = None, 0
         self._tell()
         return True
@@ -248,7 +254,7 @@ class Worker:
     def _may_go_on(self) -> bool:
         with self._engine.store.snapshot() as tx:
             paused = store_queue.is_paused(tx)
-        return self._holder is not None and not (paused or self._stop.is_set() or self._rests())
+        return self._holder is not None and not (paused or self._stop.is_set() or self.rests)
 
     def _pause(self, trouble: Exception) -> None:
         """Leave it to others for a while: they may have the model or the space that is missing here."""
@@ -260,9 +266,6 @@ class Worker:
     def _tell(self) -> None:
         with self._moved:
             self._moved.notify_all()
-
-    def _rests(self) -> bool:
-        return not self._options.on_battery and on_battery()
 
 
 class Stopping(BaseException):

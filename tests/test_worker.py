@@ -408,7 +408,6 @@ class TestResting:
         assert end.acknowledged, end.error
         assert reader.alive
 
-    @pytest.mark.xfail(strict=True, reason="memory.py makes no new locks in a forked child")
     @pytest.mark.parametrize("lock", ["_worker_lock", "_generator_lock"])
     def test_a_fork_takes_no_lock_of_the_memory_along(self, open_memory: Opener, lock: str) -> None:
         """Another thread starts the worker, or the worker loads the model, at the moment of the fork."""
