@@ -268,7 +268,7 @@ def _limits(given: Mapping[str, Any]) -> Limits:
 
 OWN_OPTIONS = (
     "path", "key", "embedder", "generator", "reranker", "durability", "retention", "preset", "limits", "allow_remote",
-    "audit_key", "checkpoint", "audit_reads", "actor", "erase_on_delete",
+    "audit_key", "checkpoint", "audit_reads", "actor", "erase_on_delete", "worker",
 )  # fmt: skip
 
 
