@@ -58,7 +58,7 @@ def grams(text: str) -> str | None:
 
 def word_count(text: str) -> int:
     """Length of a text for BM25, at least 1."""
-    return max(1, len(words.folded(text)))
+    return max(1, words.count(text))
 
 
 def terms(query: str) -> list[str]:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import itertools
 import re
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
+from functools import partial
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -209,19 +210,47 @@ def _turns(tx: Tx, within: store_pools.Reach, question: Question, query: Vector,
     beside = turns.beside(tx, list(signals)[: store_pools.POOL])
     signals |= fused({row for pair in beside for row in pair} - found)
     lifted = rank.lifted({row: each["fused"] for row, each in signals.items()}, beside)
-    records = store_turns.records(tx, within, _best_first(lifted))
-    times = {row: (turn.event_at, turn.text, False) for row, turn in records.items()}
-    evidence = _timed(asked, question, {row: lifted[row] for row in records}, lambda _: times)
-    evidence = _by_others(question, evidence, {row for row, turn in records.items() if turn.role == "assistant"})
+    shown = _best_turns(tx, within, question, asked, lifted)
+    evidence = {**lifted, **{row: found for row, (_, found) in shown.items()}}
     told = _signals(signals, evidence) if question.explain else {}
     return [
         Hit(
-            None, rank.score(evidence[row], turns.documents), _spoken(turn), turn=turn, superseded=turn.superseded,
+            None, rank.score(found, turns.documents), _spoken(turn), turn=turn, superseded=turn.superseded,
             signals=told.get(row, {}),
         )
-        for row, turn in records.items()
-        if question.as_of is None or turn.event_at <= question.as_of
+        for row, (turn, found) in shown.items()
     ]  # fmt: skip
+
+
+def _best_turns(
+    tx: Tx, within: store_pools.Reach, question: Question, asked: timing.Asked, lifted: Mapping[int, float]
+) -> dict[int, tuple[TurnRecord, float]]:
+    """The turns in reach that may be among the hits, with their evidence, in the order of ``lifted``.
+
+    Only a time that is asked for adds to that. Without one, turns are read best first until none of those that are
+    unread can come before enough of those that are.
+    """
+    best = _best_first(lifted)
+    wanted = max(question.limit, RERANKED)
+    step = len(best) if asked.spans or asked.recent else wanted * 2
+    shown: dict[int, tuple[TurnRecord, float]] = {}
+    for start in range(0, len(best), step or 1):
+        some = store_turns.records(tx, within, best[start : start + step])
+        evidence = _timed(asked, question, {row: lifted[row] for row in some}, partial(_said, some))
+        evidence = _by_others(question, evidence, {row for row, turn in some.items() if turn.role == "assistant"})
+        shown |= {
+            row: (turn, evidence[row])
+            for row, turn in some.items()
+            if question.as_of is None or turn.event_at <= question.as_of
+        }
+        left = best[start + step : start + step + 1]
+        if left and sum(evidence >= lifted[left[0]] for _, evidence in shown.values()) >= wanted:
+            break
+    return shown
+
+
+def _said(turns: Mapping[int, TurnRecord], rows: Iterable[int]) -> dict[int, tuple[Instant, str, bool]]:
+    return {row: (turns[row].event_at, turns[row].text, False) for row in rows}
 
 
 def _best_first(scores: Mapping[int, float]) -> list[int]:
