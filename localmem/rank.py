@@ -58,7 +58,7 @@ def grams(text: str) -> str | None:
 
 def word_count(text: str) -> int:
     """Length of a text for BM25, at least 1."""
-    return max(1, len(words.folded(text)))
+    return max(1, words.count(text))
 
 
 def terms(query: str) -> list[str]:
@@ -168,13 +168,15 @@ def bm25(
     Term frequency counts as 1 (memories are single sentences), so no text has to be read to score.
     """
     weights = [_idf(documents, len(rows)) for rows in postings]
-    best = _best(weights)
-    scores = {}
-    for row, length in lengths.items():
-        saturation = 1 + BM25_K1 * (1 - BM25_B + BM25_B * length / max(average_words, 1.0))
-        held = sum(weight for weight, rows in zip(weights, postings, strict=True) if row in rows)
-        scores[row] = held * (BM25_K1 + 1) / saturation / best
-    return scores
+    best, average = _best(weights), max(average_words, 1.0)
+    held = dict.fromkeys(lengths, 0.0)
+    for weight, rows in zip(weights, postings, strict=True):
+        for row in rows.intersection(lengths):
+            held[row] += weight
+    return {
+        row: held[row] * (BM25_K1 + 1) / (1 + BM25_K1 * (1 - BM25_B + BM25_B * length / average)) / best
+        for row, length in lengths.items()
+    }
 
 
 def fuse(
@@ -185,13 +187,16 @@ def fuse(
     by_vector holds cosines, by_words BM25 shares whose standard deviation over all rows is ``spread``, by_mention the
     share of the query's mentions in the row; fused is the evidence that the row answers the query.
     """
-    fused: dict[int, dict[str, float]] = {}
+    told = []
     for row in {*by_vector, *by_words, *by_mention}:
         vector, word = by_vector.get(row, 0.0), by_words.get(row, 0.0)
         mention = by_mention.get(row, 0.0)
-        found = evidence(vector, word / spread, mention)
-        fused[row] = {"fused": found, "vector": vector, "words": word, "mentions": mention}
-    return dict(sorted(fused.items(), key=lambda item: (-item[1]["fused"], item[0])))
+        told.append((-evidence(vector, word / spread, mention), row, vector, word, mention))
+    told.sort()
+    return {
+        row: {"fused": -less, "vector": vector, "words": word, "mentions": mention}
+        for less, row, vector, word, mention in told
+    }
 
 
 def evidence(cosine: float, standing: float, mention: float = 0.0) -> float:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import itertools
 import re
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
+from functools import partial
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -16,6 +17,7 @@ from localmem.filters import ANY, Condition
 from localmem.profile import BYTES_PER_TOKEN, Line, one_line
 from localmem.store import Store
 from localmem.store_matrix import Matrices
+from localmem.store_waiting import Waiting
 from localmem.types import Embedder, Hit, Instant, Reranker, Scope, TurnRecord
 
 if TYPE_CHECKING:
@@ -71,11 +73,12 @@ def search(store: Store, embedder: Embedder, question: Question, reranker: Reran
             asked = asked.beside(_happened(tx, within, asked.event, event))
         if question.include != "episodes":
             hits += _facts(tx, within, question, query, asked, store.matrices)
+        most = question.limit if reranker is None else max(question.limit, RERANKED)
         turns = question.include in ("episodes", "all") or (
             question.include == "pending" and store_turns.has_pending(tx, within)
         )
         if turns and not question.filters:
-            hits += _turns(tx, within, question, query, asked)
+            hits += _turns(tx, within, question, query, asked, store.waiting, most)
     hits.sort(key=lambda hit: -hit.score)
     if reranker is not None:
         hits = _reranked(reranker, question, hits)
@@ -195,12 +198,22 @@ def _timed(
     return rank.timed(evidence, fits, ages, {row for row, (_, _, gone) in times.items() if past and gone})
 
 
-def _turns(tx: Tx, within: store_pools.Reach, question: Question, query: Vector, asked: timing.Asked) -> list[Hit]:
-    turns = store_turns.turns_of(tx, within, question.text, pending_only=question.include == "pending")
+def _turns(
+    tx: Tx,
+    within: store_pools.Reach,
+    question: Question,
+    query: Vector,
+    asked: timing.Asked,
+    waiting: Waiting,
+    hits_max: int,
+) -> list[Hit]:
+    """The first ``hits_max`` of them, at least."""
+    pending_only = question.include == "pending"
+    turns = store_turns.turns_of(tx, within, question.text, query, pending_only=pending_only, waiting=waiting)
     near = turns.near(tx, query)
 
     def fused(rows: set[int]) -> dict[int, dict[str, float]]:
-        cosines = store_pools.cosines(tx, list(rows - near.keys()), query, table="turn_vec")
+        cosines = turns.cosines(tx, query, list(rows - near.keys()))
         cosines |= {row: near[row] for row in rows & near.keys()}
         return rank.fuse(cosines, turns.scores(tx, list(rows)), {}, spread=turns.spread)
 
@@ -209,19 +222,51 @@ def _turns(tx: Tx, within: store_pools.Reach, question: Question, query: Vector,
     beside = turns.beside(tx, list(signals)[: store_pools.POOL])
     signals |= fused({row for pair in beside for row in pair} - found)
     lifted = rank.lifted({row: each["fused"] for row, each in signals.items()}, beside)
-    records = store_turns.records(tx, within, _best_first(lifted))
-    times = {row: (turn.event_at, turn.text, False) for row, turn in records.items()}
-    evidence = _timed(asked, question, {row: lifted[row] for row in records}, lambda _: times)
-    evidence = _by_others(question, evidence, {row for row, turn in records.items() if turn.role == "assistant"})
+    shown = _best_turns(tx, within, question, asked, lifted, hits_max)
+    evidence = {**lifted, **{row: found for row, (_, found) in shown.items()}}
     told = _signals(signals, evidence) if question.explain else {}
     return [
         Hit(
-            None, rank.score(evidence[row], turns.documents), _spoken(turn), turn=turn, superseded=turn.superseded,
+            None, rank.score(found, turns.documents), _spoken(turn), turn=turn, superseded=turn.superseded,
             signals=told.get(row, {}),
         )
-        for row, turn in records.items()
-        if question.as_of is None or turn.event_at <= question.as_of
+        for row, (turn, found) in shown.items()
     ]  # fmt: skip
+
+
+def _best_turns(
+    tx: Tx,
+    within: store_pools.Reach,
+    question: Question,
+    asked: timing.Asked,
+    lifted: Mapping[int, float],
+    hits_max: int,
+) -> dict[int, tuple[TurnRecord, float]]:
+    """The turns in reach that may be among the hits, with their evidence, in the order of ``lifted``.
+
+    Only a time that is asked for adds to that. Without one, turns are read best first until none of those that are
+    unread can come before enough of those that are.
+    """
+    best = _best_first(lifted)
+    step = len(best) if asked.spans or asked.recent else hits_max * 2
+    shown: dict[int, tuple[TurnRecord, float]] = {}
+    for start in range(0, len(best), step or 1):
+        some = store_turns.records(tx, within, best[start : start + step])
+        evidence = _timed(asked, question, {row: lifted[row] for row in some}, partial(_said, some))
+        evidence = _by_others(question, evidence, {row for row, turn in some.items() if turn.role == "assistant"})
+        shown |= {
+            row: (turn, evidence[row])
+            for row, turn in some.items()
+            if question.as_of is None or turn.event_at <= question.as_of
+        }
+        left = best[start + step : start + step + 1]
+        if left and sum(evidence >= lifted[left[0]] for _, evidence in shown.values()) >= hits_max:
+            break
+    return shown
+
+
+def _said(turns: Mapping[int, TurnRecord], rows: Iterable[int]) -> dict[int, tuple[Instant, str, bool]]:
+    return {row: (turns[row].event_at, turns[row].text, False) for row in rows}
 
 
 def _best_first(scores: Mapping[int, float]) -> list[int]:

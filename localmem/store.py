@@ -46,6 +46,7 @@ from localmem.store_audit import (
 from localmem.store_matrix import Matrices
 from localmem.store_turns import drop_turns, retention_of
 from localmem.store_verify import verify
+from localmem.store_waiting import Waiting
 from localmem.store_words import delete_fts, insert_fts
 from localmem.types import (
     JSON,
@@ -143,6 +144,7 @@ class Store:
         self._checkpoint = checkpoint
         self.dim = embedder.dim
         self.matrices = Matrices(embedder.dim)
+        self.waiting = Waiting(embedder.dim)
         self._embedder = identity(embedder)
         self._claim()
         self._begin_audit(now)

@@ -7,10 +7,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from localmem import rank, store_passages, store_pools
 from localmem.config import RETENTIONS
 from localmem.filters import Condition
 from localmem.store_audit import GONE, ranges
+from localmem.store_waiting import Held, Waiting
 from localmem.store_words import delete_fts
 from localmem.types import Scope, TurnRecord
 
@@ -38,13 +41,20 @@ class Turns:
 
     def near(self, tx: Tx, query: Vector, k: int = store_pools.POOL) -> dict[int, float]:
         """Message id -> cosine of the k nearest, of long ones that of their best passage where that is nearer."""
-        state = {"pending = ?": 1 if self.pending_only else None}
-        near = store_pools.nearest(tx, "turn_vec", self.within, state, query, k)
         where = _where(self.within, pending_only=self.pending_only)
         seen = f"cross join message t on t.id = p.id cross join episode e on e.id = t.episode_id where {where.sql}"
         condition = Condition(seen, where.bindings)
         later = store_passages.nearest(tx, store_passages.TURNS, self.within.owner, condition, query, k)
+        near = self._nearest(tx, query, k)
         return {row: max(near.get(row, -1.0), later.get(row, -1.0)) for row in near.keys() | later.keys()}
+
+    def _nearest(self, tx: Tx, query: Vector, k: int) -> dict[int, float]:
+        state = {"pending = ?": 1 if self.pending_only else None}
+        return store_pools.nearest(tx, "turn_vec", self.within, state, query, k)
+
+    def cosines(self, tx: Tx, query: Vector, messages: Sequence[int]) -> dict[int, float]:
+        """Message id -> cosine, of those that have a vector."""
+        return store_pools.cosines(tx, messages, query, table="turn_vec")
 
     def by_words(self, k: int = store_pools.POOL) -> list[int]:
         """The k messages that hold the rarest words of the query."""
@@ -52,13 +62,16 @@ class Turns:
 
     def scores(self, tx: Tx, messages: Sequence[int]) -> dict[int, float]:
         """Message id -> BM25 share in [0, 1] among these turns."""
+        lengths = self._words(tx, messages)
+        average = sum(lengths.values()) / max(len(lengths), 1)
+        return rank.bm25(self.postings, lengths, documents=self.documents, average_words=average)
+
+    def _words(self, tx: Tx, messages: Sequence[int]) -> dict[int, int]:
         contents = tx.execute(
             "select id, content from message where id in (select value from json_each(?))",
             (json.dumps(list(messages)),),
         )
-        lengths = {row: rank.word_count(content) for row, content in contents}
-        average = sum(lengths.values()) / max(len(lengths), 1)
-        return rank.bm25(self.postings, lengths, documents=self.documents, average_words=average)
+        return {row: rank.word_count(content) for row, content in contents}
 
     def beside(self, tx: Tx, messages: Sequence[int]) -> set[tuple[int, int]]:
         """Pairs of turns, one said right after the other in the same talk, of which one is among the messages.
@@ -70,6 +83,37 @@ class Turns:
         pairs = {(before, row) for row, before, _ in rows} | {(row, after) for row, _, after in rows}
         found = _places(tx, self.within, {row for pair in pairs for row in pair if row is not None}, self.pending_only)
         return store_pools.of_one_talk(pairs, found)
+
+
+@dataclass(frozen=True, slots=True)
+class WaitingTurns(Turns):
+    """The same of one owner's turns that wait, most of it without the file."""
+
+    held: Held
+    nearness: Any  # cosines, float64 (columns,)
+
+    def _nearest(self, tx: Tx, query: Vector, k: int) -> dict[int, float]:
+        distances = np.where(np.isnan(self.nearness), np.inf, -self.nearness)
+        if k >= len(distances):
+            return self._with_vector(np.arange(len(distances)))
+        farthest = np.partition(distances, k - 1)[k - 1]
+        nearer, as_far = np.flatnonzero(distances < farthest), np.flatnonzero(distances == farthest)
+        return self._with_vector(np.concatenate([nearer, as_far[: k - len(nearer)]]))  # the first of equals, as in vec0
+
+    def cosines(self, tx: Tx, query: Vector, messages: Sequence[int]) -> dict[int, float]:
+        place = self.held.place
+        return self._with_vector([place[row] for row in messages if row in place])
+
+    def _with_vector(self, columns: Any) -> dict[int, float]:
+        found = zip(self.held.ids[columns].tolist(), self.nearness[columns].tolist(), strict=True)
+        return {row: cosine for row, cosine in found if cosine == cosine}  # no NaN
+
+    def _words(self, tx: Tx, messages: Sequence[int]) -> dict[int, int]:
+        words = self.held.words
+        return {row: words[row] for row in messages}
+
+    def beside(self, tx: Tx, messages: Sequence[int]) -> set[tuple[int, int]]:
+        return {pair for row in messages for pair in self.held.beside[row]}
 
 
 _BESIDE = """
@@ -86,14 +130,21 @@ from json_each(?) j cross join message t on t.id = j.value cross join episode e 
 """
 
 
-def turns_of(tx: Tx, within: Reach, text: str, *, pending_only: bool) -> Turns:
-    """What the words of a query find among the raw turns in reach."""
+def turns_of(tx: Tx, within: Reach, text: str, query: Vector, *, pending_only: bool, waiting: Waiting) -> Turns:
+    """What a query may find among the raw turns in reach. ``waiting``: what the store holds in memory."""
+    owner = within.owner if pending_only and within.scope.agent_id is None and within.scope.run_id is None else None
+    held = None if owner is None else waiting.of(tx, owner)
     inside = _inside(within, pending_only=pending_only)
-    [(documents,)] = tx.execute(f"select count(*) from ({inside.sql})", inside.bindings).fetchall()
+    if held is None:
+        [(documents,)] = tx.execute(f"select count(*) from ({inside.sql})", inside.bindings).fetchall()
+    else:
+        documents = held.documents
     prefix = store_pools.owner_expression(within, "p" if pending_only else "px")
     only = inside if within.owner is None else None
     postings = store_pools.postings(tx, "turn_fts", prefix, rank.terms(text), documents, only)
-    return Turns(within, pending_only, postings, documents)
+    if held is None:
+        return Turns(within, pending_only, postings, documents)
+    return WaitingTurns(within, pending_only, postings, documents, held, held.cosines(query))
 
 
 def has_pending(tx: Tx, within: Reach) -> bool:

@@ -59,6 +59,11 @@ def folded(text: str) -> list[str]:
     return [bare(word) for word in _TOKEN.findall(text)]
 
 
+def count(text: str) -> int:
+    """How many words a text has."""
+    return len(_TOKEN.findall(text))
+
+
 @cache
 def stop_words(language: str) -> frozenset[str]:
     """Function words of one language, without diacritics; empty for a language without a list."""

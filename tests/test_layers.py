@@ -58,6 +58,7 @@ LAYERS = (  # top to bottom; a module may import its own layer and those below
         "store_turns",
         "store_vectors",
         "store_verify",
+        "store_waiting",
         "store_words",
         "embed",
         "llm",

@@ -93,7 +93,7 @@ def test_pins_cover_every_dependency() -> None:
     }
     project = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
     extras = project["optional-dependencies"]
-    for text in [*project["dependencies"], *extras["llm"], *extras["mcp"], *extras["test"]]:
+    for text in [*project["dependencies"], *extras["llm"], *extras["mcp"], *extras["examples"], *extras["test"]]:
         wanted = requirements.Requirement(text)
         pinned = pins.get(wanted.name.lower().replace("_", "-"))
         assert pinned, f"{wanted.name} is not pinned"

@@ -55,6 +55,31 @@ def test_searching_writes_nothing(memory: Memory) -> None:
     assert memory.path.stat().st_mtime_ns == before[1]
 
 
+def test_explaining_with_turns_that_are_out_of_reach(open_memory: Opener, clock: FixedClock) -> None:
+    """Of those that wait, another agent's and one that is past its time hold the same words."""
+    memory = open_memory(worker=False)
+    memory.add("the boat is called Selkie", wait=False, agent_id="guide", **ANN)
+    memory.add("the boat was called Brine", wait=False, agent_id="other", **ANN)
+    memory.add("the boat may be called Skua", wait=False, agent_id="guide", expires_at=clock() / 1e6 + 60, **ANN)
+    clock.advance(61)
+    hits = memory.search("what is the boat called", agent_id="guide", explain=True, **ANN)["results"]
+    assert [hit["memory"] for hit in hits] == ["the boat is called Selkie"]
+    assert hits[0]["signals"]["words"] > 0
+
+
+def test_a_short_list_of_turns_is_the_beginning_of_a_long_one(open_memory: Opener) -> None:
+    """What assistants said goes behind: of 80 turns that wait, those of the user are found behind 60 nearer ones."""
+    memory = open_memory(worker=False)
+    noise = [[{"role": "assistant", "content": f"the boat is called number {i}"}] for i in range(60)]
+    said = [f"the boat is called number {i} then" for i in range(20)]
+    memory.add_many([*noise, *said], **ANN)
+    whole = memory.search("the boat is called", limit=200, **ANN)["results"]
+    assert len(whole) == 80
+    assert sum(text in said for text in texts({"results": whole})[:20]) > 10
+    for limit in (1, 5, 20, 21, 35):
+        assert memory.search("the boat is called", limit=limit, **ANN)["results"] == whole[:limit]
+
+
 TALK = [
     "Ines: the harbour was full of sails on Sunday, we ate on the quay",
     "Bogdan: my sister sends her regards from Varna",
