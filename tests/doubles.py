@@ -194,7 +194,7 @@ class Moody(HashEmbedder):
     works, as native libraries do."""
 
     def embed_passages(self, texts: Sequence[str]) -> Any:
-        if os.environ.get("LOUD"):
+        if os.environ.get("LOUD") and list(texts) != ["preload"]:
             os.write(1, b"noise from below\n")
             print("noise from Python")
         for text in texts:
