@@ -29,6 +29,7 @@ _GROUPS: Mapping[str, tuple[Relation, ...]] = {
 _OPS = {SAME: Op.NOOP, CHANGES: Op.UPDATE, RETRACTS: Op.DELETE}
 _MERGED_TOKENS_MAX = 64
 _STALE_MIN = 0.8  # probability from which a change takes more than one memory with it
+_NEW_WORDS_MAX = 1  # content words of a wording that stand in neither text; more are an invention
 _SAID_SHARE_MIN, _KEPT_SHARE_MIN = 0.8, 0.8  # content words of the fact, and of a memory it refines, in the new text
 _CONTENT_FREE = ("N/A", "")
 
@@ -465,6 +466,9 @@ def _reworded(generator: Generator, fact: Fact, known: Neighbour, stance: Relati
     prompt = tuned.reword_prompt(stance.value, [known.text], fact.text)
     text = _sentence(generator, prompt, "reword", fact, known)
     if text is None or not _holds(text, fact.text, _SAID_SHARE_MIN):
+        return None
+    said = {*relate.content(fact.text), *relate.content(known.text)}
+    if len(set(relate.content(text)) - said) > _NEW_WORDS_MAX:
         return None
     if relate.negates(text) and not relate.negates(fact.text) and not relate.negates(known.text):
         return None

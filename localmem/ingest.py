@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from localmem import forget, profile, rank, secrets, store_pools, store_queue, store_read, tuned, wishes
+from localmem import forget, notes, profile, rank, secrets, store_pools, store_queue, store_read, tuned, wishes
 from localmem.config import Limits
 from localmem.decide import decide_all, policy_for
 from localmem.errors import (
@@ -104,6 +104,7 @@ class Said:
     metadata: Mapping[str, JSON]
     expires_at: Instant | None = None
     later: tuple[tuple[str, Instant], ...] = ()
+    keep: bool = False  # what gives no fact is kept as it stands, see notes.py
 
 
 def remember(engine: Engine, said: Said) -> Added:
@@ -140,6 +141,7 @@ def _incoming(engine: Engine, said: Said, *, chars_max: int | None = None) -> In
         passages=later_passages(engine.embedder, texts),
         metadata=said.metadata,
         expires_at=said.expires_at,
+        keep=said.keep,
     )
 
 
@@ -309,6 +311,8 @@ def _reconcile(
         limits=engine.limits,
         tagger=engine.tagger,
     )
+    if episode.keep:
+        found = notes.kept(found, episode.messages, episode.event_at)
     facts = found.facts[: engine.limits.facts_per_episode_max]
     vectors = _embed(engine, [fact.text for fact in facts])
     facts = _without_near_duplicates(facts, vectors)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from localmem import inputs, shapes, store_queue
 from localmem.config import Limits
 from localmem.dates import to_iso
-from localmem.errors import ConflictError, InvalidInputError, InvalidTypeError, NotFoundError, ScopeError
+from localmem.errors import ConflictError, InvalidInputError, InvalidTypeError, NotFoundError, ReadOnlyError, ScopeError
 from localmem.handle import Handle, only_ids
 from localmem.ingest import Said, enqueue, store_all_verbatim
 from localmem.shapes import Results, Shape
@@ -146,8 +146,13 @@ class Queued(Handle):
     def start_worker(self) -> None:
         """Stand by to read what waits, as add(wait=False) and flush() do: one process of all becomes the worker.
 
-        Raises ScopeError on a read-only handle, ConflictError where the Memory was opened with worker=False.
+        Raises ScopeError on a read-only handle, ReadOnlyError for a read-only file, ConflictError where the Memory was
+        opened with worker=False.
         """
+        if not self._may_write:
+            raise ScopeError("this handle is read-only")
+        if self._engine.store.db.read_only:
+            raise ReadOnlyError(f"{self._engine.store.db.path} is read-only: nothing can be written of what is read")
         if self._wake() is None:
             raise ConflictError("this Memory was opened with worker=False; open it without, or run `localmem worker`")
 
@@ -219,6 +224,7 @@ class Queued(Handle):
             inputs.metadata(given.get("metadata"), limits),
             inputs.instant(given.get("expires_at"), "expires_at"),
             later,
+            keep=given.get("keep", False),
         )
 
     def _worker_shape(self, lease: Lease | None, paused: bool) -> Shape:

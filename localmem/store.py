@@ -81,6 +81,7 @@ class EpisodeRecord:
     set_aside: bool = False  # failed too often: no worker takes it up again
     owes_vectors: bool = False  # some of its turns are found by their words alone so far
     taken_back: frozenset[int] = frozenset()  # positions of messages that are suppressed
+    keep: bool = False  # somebody asked for it to be remembered
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,6 +96,7 @@ class Incoming:
     passages: Mapping[str, Vectors]
     metadata: Mapping[str, JSON] = field(default_factory=dict)
     expires_at: Instant | None = None
+    keep: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -399,7 +401,10 @@ def _record(tx: Tx, trail: Trail, coming: Incoming, now: Instant, due_at: Instan
             passages = coming.passages.get(content, ())
             store_queue.insert_turn_vector(tx, message_id, coming.vectors[position], passages)
     owes = any(position not in coming.vectors for _, position, *_ in rows)
-    tx.execute("update episode set due_at = ?, owes_vectors = ? where id = ?", (due_at, int(owes), episode_id))
+    tx.execute(
+        "update episode set due_at = ?, keep = ?, owes_vectors = ? where id = ?",
+        (due_at, int(coming.keep), int(owes), episode_id),
+    )
     return episode_id
 
 

@@ -37,7 +37,7 @@ REGISTRY: dict[str, dict[str, str]] = {
         **dict.fromkeys(
             (
                 "id", "seq", "owner_id", "event_at", "recorded_at", "state", "mode", "expires_at", "error", "attempts",
-                "due_at", "begun", "failures", "set_aside_at", "owes_vectors",
+                "due_at", "begun", "failures", "set_aside_at", "keep", "owes_vectors",
             ),
             PLAIN,
         ),

@@ -243,7 +243,7 @@ def episode(tx: Tx, episode_id: EpisodeId) -> EpisodeRecord:
     """Raises NotFoundError. Suppressed messages come with empty content."""
     row = tx.execute(
         "select user_id, agent_id, run_id, event_at, recorded_at, state, metadata, expires_at, attempts, error, "
-        "set_aside_at is not null, owes_vectors from episode where id = ?",
+        "set_aside_at is not null, owes_vectors, keep from episode where id = ?",
         (episode_id,),
     ).fetchone()
     if row is None:
@@ -267,6 +267,7 @@ def episode(tx: Tx, episode_id: EpisodeId) -> EpisodeRecord:
         bool(row[10]),
         bool(row[11]),
         frozenset(position for position, message in enumerate(messages) if message[3] is not None),
+        bool(row[12]),
     )
 
 

@@ -58,22 +58,26 @@ class Surface(Custody, Queued):
         timestamp: Any = None,
         expires_at: Any = None,
         wait: bool = True,
+        keep: bool = False,
     ) -> Results:
         """Remember an exchange: extract its facts and reconcile each with what is known.
 
         messages: a str, a message dict ``{"role", "content", "name"?}`` or a list of them. infer=False stores each
         message as it is. timestamp: when it was said (ISO 8601, datetime, date, Unix seconds; naive is UTC), now if
         not given. wait=False: record it and return at once ``{"results": [], "episode_id", "status": "waiting"}``; its
-        words are found from then on, the worker extracts their facts, see status() and flush(). Otherwise returns
+        words are found from then on, the worker extracts their facts, see status() and flush(). keep=True: somebody
+        asked for it to be remembered, so that what gives no fact is kept as it stands. Otherwise returns
         ``{"results": [{"id", "memory", "event"}], "episode_id"}`` with events ADD, UPDATE, DELETE. Raises
         InvalidInputError before anything is written; GeneratorError, MissingExtraError or
         ModelNotFoundError with ``episode_id`` when the words are kept and wait for resume().
         """
         if not isinstance(wait, bool):
             raise InvalidTypeError(f"wait must be True or False, not {type(wait).__name__}")
+        if not isinstance(keep, bool):
+            raise InvalidTypeError(f"keep must be True or False, not {type(keep).__name__}")
         given = {
             "messages": messages, "user_id": user_id, "agent_id": agent_id, "run_id": run_id, "session_id": session_id,
-            "metadata": metadata, "timestamp": timestamp, "expires_at": expires_at,
+            "metadata": metadata, "timestamp": timestamp, "expires_at": expires_at, "keep": keep,
         }  # fmt: skip
         said = self._said(given, infer=infer)
         if infer and not wait:

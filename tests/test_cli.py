@@ -770,3 +770,18 @@ def test_a_worker_ends_when_it_is_told_to(tmp_path: Path) -> None:
         assert process.wait(30) == 0
     assert seen[0].startswith("1 waiting; ")
     assert seen[-1].startswith("0 read, 1 waiting")
+
+
+def test_a_worker_that_is_to_end_says_why_it_can_not_read(run: Run, generator: Trouble) -> None:
+    def unavailable(said: str) -> None:
+        raise ModelNotFoundError("there is no model; run `localmem models install`")
+
+    generator.before = unavailable
+    run("add", "fact: User sails", "--no-wait")
+    done = run("worker", "--until-empty", "--nice", "0")
+    assert done.code == 1
+    assert done.err.splitlines()[-1].startswith("error: there is no model; run `localmem models install`")
+    run("worker", "--pause")
+    paused = run("worker", "--until-empty", "--nice", "0")
+    assert paused.code == 1
+    assert "paused" in paused.err.splitlines()[-1]

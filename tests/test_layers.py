@@ -66,6 +66,7 @@ LAYERS = (  # top to bottom; a module may import its own layer and those below
         "llm_model",
         "llm_server",
         "extract",
+        "notes",
         "decide",
         "probe",
         "wishes",

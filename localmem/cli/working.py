@@ -63,7 +63,10 @@ def _read(memory: Memory, options: Options, *, until_empty: bool) -> None:
         while not stop.is_set():
             if until_empty and memory.flush(timeout=0)["flushed"]:
                 return
-            line = _told(memory.stats())
+            found = memory.stats()
+            if until_empty and (found["worker"]["trouble"] or found["worker"]["state"] == "paused"):
+                memory.flush()  # raises what keeps it from reading, unless another process reads
+            line = _told(found)
             if line != said and not options.quiet:
                 say(line, "dim")
             said = line

@@ -3,6 +3,7 @@ alter table episode add column due_at integer not null default 0;   -- no worker
 alter table episode add column begun integer not null default 0;    -- times a worker began it and died over it
 alter table episode add column failures integer not null default 0; -- times its own words were the cause, not a missing model
 alter table episode add column set_aside_at integer;                -- failed too often: waits for a person's resume()
+alter table episode add column keep integer not null default 0 check (keep in (0, 1)); -- asked for: see notes.py
 alter table episode add column owes_vectors integer not null default 0 check (owes_vectors in (0, 1));
 create index episode_waiting on episode (seq) where state = 'pending' and set_aside_at is null;
 create index episode_owing on episode (seq) where owes_vectors = 1;
