@@ -12,7 +12,6 @@ from typing import Any
 
 from localmem import errors
 
-
 WITHOUT_MODEL = "add(…, infer=False) keeps each message as it is and needs no model"
 
 

@@ -2,7 +2,7 @@
 
 ``path`` (localmem's own) names the file. Else it is ``localmem.db`` in the folder of ``vector_store.config.path``, else
 beside ``history_db_path``, else ``mem0.db`` in the user's data folder: ``localmem.db`` there is the command line's and
-the MCP server's, and ``reset()``, with which mem0's tutorials begin, must not empty it. A ``collection_name`` other than
+the MCP server's, which ``reset()``, with which mem0's tutorials begin, must not empty. A ``collection_name`` other than
 mem0's default has a file of its own, ``localmem-NAME.db``: what mem0 kept apart stays apart. An ``llm`` on this machine
 becomes the generator.
 The embedder and the rest are localmem's; a warning names the sections that are not used.
