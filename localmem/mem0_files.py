@@ -15,7 +15,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from localmem.errors import CorruptFileError, InvalidInputError, TooLargeError
 from localmem.mem0_points import RefusedPointError, read_point
@@ -41,32 +41,36 @@ class Found:
 @dataclass(slots=True)
 class Source:
     """A source as read. ``history``: mem0's events by memory; ``history_file``: where they were, None if there are none
-    to be had. ``skipped``: how many could not be read, by reason."""
+    to be had. ``history_sought``: it is of a kind that has a history, and none was found nor waived. ``skipped``: how
+    many could not be read, by reason."""
 
     name: str
     memories: list[Found] = field(default_factory=list)
     history: dict[str, list[Event]] = field(default_factory=dict)
     history_file: Path | None = None
+    history_sought: bool = False
     skipped: Counter[str] = field(default_factory=Counter)
 
 
-def read(path: Path, *, collection: str | None = None, history: Path | None = None) -> Source:
+def read(path: Path, *, collection: str | None = None, history: Path | Literal[False] | None = None) -> Source:
     """Read a source. collection: only this one of a Qdrant folder. history: mem0's history.db, where it does not lie in
-    the folder or beside it. InvalidInputError for another file or folder; the errors of db.foreign for a damaged one.
+    the folder or beside it; False reads none. InvalidInputError for another file or folder; the errors of db.foreign
+    for a damaged one.
     """
     if not path.exists():
         raise InvalidInputError(f"there is no {path}; {TAKES}")
     if collection is not None and not _is_qdrant(path):
         raise InvalidInputError(f"a collection is one of a Qdrant folder, and {path} is none")
     source = _folder(path, collection) if _is_qdrant(path) else _file(path)
-    for place in [history] if history is not None else _histories(path):
-        if history is not None and not place.is_file():
-            raise InvalidInputError(f"there is no history {place}")
-        if place.is_file():
-            source.history_file = place
-            for event in events(place):
-                source.history.setdefault(event.memory_id, []).append(event)
-            break
+    if history is False:
+        return source
+    if history is not None and not history.is_file():
+        raise InvalidInputError(f"there is no history {history}")
+    places = _histories(path) if history is None else [history]
+    source.history_file = next((place for place in places if place.is_file()), None)
+    source.history_sought = bool(places) and source.history_file is None
+    for event in events(source.history_file) if source.history_file else ():
+        source.history.setdefault(event.memory_id, []).append(event)
     return source
 
 

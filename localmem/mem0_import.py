@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import date, timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from localmem import inputs
 from localmem.config import Limits
@@ -53,7 +53,7 @@ def import_mem0(
     path: str | os.PathLike[str],
     *,
     collection: str | None = None,
-    history: str | os.PathLike[str] | None = None,
+    history: str | os.PathLike[str] | Literal[False] | None = None,
     user_id: str | None = None,
     agent_id: str | None = None,
     run_id: str | None = None,
@@ -63,27 +63,33 @@ def import_mem0(
     """Add the memories of a mem0 store to a Memory, each as it is, with its metadata, times and former texts.
 
     path: mem0's Qdrant folder, a JSON file of what get_all() returned, or OpenMemory's export. collection: only this
-    one of the folder. history: mem0's history.db, looked for in the folder and beside it. user_id, agent_id, run_id:
-    whose the memories are that have no id; without them those are skipped. dry_run: only say what would be done.
-    progress gets (texts embedded, texts).
+    one of the folder. history: mem0's history.db, looked for in the folder and beside it; where it is not found, a
+    folder is not imported without history=False, since a memory that is here once gets its former texts never after.
+    user_id, agent_id, run_id: whose the memories are that have no id; without them those are skipped. dry_run: only say
+    what would be done. progress gets (texts embedded, texts).
 
     created_at becomes the time from which a memory was true; ``mem0_id`` in its metadata is its former id. One that was
     brought over before is not added again, also if it was deleted here. All is written in one transaction.
 
-    Returns {"source", "history": its file or None, "found", "added", "known", "versions", "skipped": {reason: count},
-    "owners": [{ids, "memories"}], "dry_run"}. InvalidInputError for another file or folder, CorruptFileError for a
-    damaged one: nothing is written.
+    Returns {"source", "history": its file or None, "history_missing", "found", "added", "known", "versions",
+    "skipped": {reason: count}, "owners": [{ids, "memories"}], "dry_run"}. Of a dry run, "added" and "versions" are what
+    would be added, and "history_missing" says that without a history it would be refused. InvalidInputError for another
+    file or folder and for a history not found, CorruptFileError for a damaged file: nothing is written.
     """
-    place = None if history is None else _path(history, "history")
+    place = history if history is None or history is False else _path(history, "history")
     source = read(_path(path, "path"), collection=collection, history=place)
     given = {"user_id": user_id, "agent_id": agent_id, "run_id": run_id}
     plan = _planned(memory, source, {name: value for name, value in given.items() if value is not None})
+    missing = source.history_sought and bool(plan.entries)
+    if missing and not dry_run:
+        raise InvalidInputError(f"nothing was written: {without_history(source.name)}")
     if plan.entries and not dry_run:
         plan.keep(memory.add_many(plan.entries, infer=False, once=True, progress=progress)["episodes"])
     counts = Counter(plan.owners)
     return {
         "source": source.name,
         "history": None if source.history_file is None else str(source.history_file),
+        "history_missing": missing,
         "found": len(source.memories) + sum(source.skipped.values()),
         "added": len(plan.entries),
         "known": plan.known,
@@ -92,6 +98,15 @@ def import_mem0(
         "owners": [{**dict(owner), "memories": count} for owner, count in sorted(counts.items())],
         "dry_run": dry_run,
     }
+
+
+def without_history(name: str) -> str:
+    """What to do where mem0's history was not found."""
+    return (
+        f"no history.db in {name} or beside it, and without it the former texts stay behind for good; name it with "
+        "--history FILE or history=… (mem0's own place is ~/.mem0/history.db), or go without it: --no-history or "
+        "history=False"
+    )
 
 
 def _path(given: Any, argument: str) -> Path:

@@ -87,6 +87,17 @@ SCENARIOS: dict[str, list[Step]] = {
     "add a message without content": [
         step("add", [{"role": "assistant", "tool_calls": []}, {"role": "user", "content": "I like tea"}], infer=False, **ANN)
     ],
+    "add only messages without content": [
+        step("add", [{"role": "user"}], called="inferred", **ANN),
+        step("add", [{"role": "user"}], called="verbatim", infer=False, **ANN),
+        step("add", {"role": "user", "content": None}, called="none", **ANN),
+        *both("get_all"),
+    ],
+    "add a message without role": [
+        step("add", [{"content": "I like tea"}], called="inferred", **ANN),
+        step("add", [{"content": "I like tea"}], called="verbatim", infer=False, **ANN),
+        *both("get_all"),
+    ],
     "add text parts": [
         step("add", [{"role": "user", "content": [{"type": "text", "text": "I like tea"}]}], infer=False, **ANN),
     ],

@@ -11,6 +11,7 @@ import io
 import json
 import os
 import pickle
+import shlex
 import shutil
 import sqlite3
 import sys
@@ -130,13 +131,33 @@ def test_the_folder_may_be_named_from_anywhere(memory: Memory, store: Callable[[
     assert (told["added"], told["versions"]) == (5, 7)
 
 
-def test_without_its_history_a_memory_has_one_text(memory: Memory, store: Callable[[str], Path]) -> None:
+def test_without_its_history_nothing_is_written_unless_it_is_said(
+    memory: Memory, store: Callable[[str], Path], tmp_path: Path
+) -> None:
     folder = store("2.x")
-    (folder / "history.db").unlink()
-    told = import_mem0(memory, folder)
-    assert (told["versions"], told["history"]) == (5, None)
+    history = (folder / "history.db").rename(tmp_path / "elsewhere.db")
+    seen = import_mem0(memory, folder, dry_run=True)
+    assert (seen["history"], seen["history_missing"], seen["added"], seen["versions"]) == (None, True, 5, 5)
+    with pytest.raises(InvalidInputError, match=r"nothing was written: no history\.db.*--history FILE.*--no-history"):
+        import_mem0(memory, folder)
+    assert state(memory) == []
+    told = import_mem0(memory, folder, history=history)
+    assert (told["added"], told["versions"], told["history"]) == (5, 7, str(history))
+    again = import_mem0(memory, folder)  # nothing is left that could have former texts
+    assert (again["known"], again["history_missing"]) == (5, False)
+
+
+def test_waived_its_history_a_memory_has_one_text(memory: Memory, store: Callable[[str], Path]) -> None:
+    told = import_mem0(memory, store("2.x"), history=False)
+    assert (told["versions"], told["history"], told["history_missing"]) == (5, None, False)
     tea = next(each for each in memory.get_all(**ANN)["results"] if "tea" in each["memory"])
     assert tea["valid_from"][:-1] == tea["metadata"]["created_at"][:-6]
+
+
+@pytest.mark.parametrize("history", [True, 7, b"history.db"])
+def test_a_history_that_is_none(memory: Memory, store: Callable[[str], Path], history: Any) -> None:
+    with pytest.raises(InvalidInputError, match="history must be"):
+        import_mem0(memory, store("2.x"), history=history)
 
 
 def test_a_dry_run_says_the_same_and_writes_nothing(memory: Memory, store: Callable[[str], Path]) -> None:
@@ -523,7 +544,7 @@ def test_unreadable_points_are_counted(memory: Memory, models: Any, tmp_path: Pa
     folder = collection(
         tmp_path, "mem0", [point(models), evil, b"", b"garbage", None, 7, large, point(models, id="m2")]
     )
-    told = import_mem0(memory, folder)
+    told = import_mem0(memory, folder, history=False)
     assert (told["found"], told["added"], sum(told["skipped"].values())) == (8, 2, 6)
     assert all(reason.startswith("unreadable: ") for reason in told["skipped"])
 
@@ -537,16 +558,16 @@ def test_collections(memory: Memory, models: Any, tmp_path: Path) -> None:
         [point(models, {"data": "tea", "user_id": "ann", "linked_memory_ids": ["m1"]}, id="e")],
     )
     collection(tmp_path, "mem0migrations", [point(models, {"data": "tea", "user_id": "t"}, id="t")])
-    assert import_mem0(memory, tmp_path, collection="notes")["added"] == 1
+    assert import_mem0(memory, tmp_path, collection="notes", history=False)["added"] == 1
     assert texts(memory.get_all(**ANN)) == ["I row"]
-    told = import_mem0(memory, tmp_path)
+    told = import_mem0(memory, tmp_path, history=False)
     assert (told["found"], told["added"], told["known"]) == (2, 1, 1)
     assert texts(memory.get_all(**ANN)) == ["I row", "I like tea"]
 
 
 def test_the_latest_copy_of_a_point_counts(memory: Memory, models: Any, tmp_path: Path) -> None:
     older, newer = point(models), point(models, {"data": "I like coffee", "user_id": "ann"})
-    assert import_mem0(memory, collection(tmp_path, "mem0", [older, newer]))["added"] == 1
+    assert import_mem0(memory, collection(tmp_path, "mem0", [older, newer]), history=False)["added"] == 1
     assert texts(memory.get_all(**ANN)) == ["I like coffee"]
 
 
@@ -558,7 +579,7 @@ def test_ten_thousand_points(open_memory: Opener, models: Any, tmp_path: Path) -
     folder = collection(tmp_path, "mem0", points)
     memory = open_memory(durability="process")
     heard: list[tuple[int, int]] = []
-    told = import_mem0(memory, folder, progress=lambda done, total: heard.append((done, total)))
+    told = import_mem0(memory, folder, history=False, progress=lambda *step: heard.append(step))
     assert (told["added"], heard[-1], len(told["owners"])) == (10_000, (10_000, 10_000), 7)
     assert len(memory.get_all(user_id="u3")["results"]) == 1_429
     assert texts(memory.search("note 4321 of 2", user_id="u2", limit=1)) == ["note 4321 of 2"]
@@ -616,17 +637,56 @@ def test_the_command(run: Callable[..., Any], store: Callable[[str], Path], tmp_
     assert "I drink green tea" in run("search", "tea", "-u", "ann").stdout
 
 
-def test_the_command_says_that_the_history_was_not_there(
+def test_the_command_wants_to_know_of_a_history_that_is_not_there(
     run: Callable[..., Any], store: Callable[[str], Path], tmp_path: Path
 ) -> None:
     folder = store("2.x")
     history = (folder / "history.db").rename(tmp_path / "elsewhere.db")
     told = run("import", "mem0", folder, "--dry-run")
-    assert "--history names" in told.stderr
+    assert (told.exit_code, "--history FILE" in told.stderr, "--no-history" in told.stderr) == (0, True, True)
+    refused = run("import", "mem0", folder)
+    assert (refused.exit_code, refused.stdout) == (1, "")
+    assert "nothing was written: no history.db in mem0-2.x or beside it" in refused.stderr
+    assert "--history FILE" in refused.stderr
+    assert "--no-history" in refused.stderr
+    assert json.loads(run("list", "-u", "ann", "--json").stdout)["results"] == []
+    assert run("import", "mem0", folder, "--history", history, "--no-history").exit_code == 2
     named = run("import", "mem0", folder, "--history", history)
     assert "with 2 former texts" in named.stdout
     assert "--history" not in named.stderr
     assert json.loads(run("import", "mem0", folder, "--history", history, "--json").stdout)["history"] == str(history)
+
+
+def test_the_command_leaves_a_history_behind_that_is_waived(
+    run: Callable[..., Any], store: Callable[[str], Path], tmp_path: Path
+) -> None:
+    folder = store("1.x")
+    (folder / "history.db").unlink()
+    assert "--history" not in run("import", "mem0", folder, "--dry-run", "--no-history").stderr
+    told = run("import", "mem0", folder, "--no-history")
+    assert told.stdout.splitlines()[0] == "mem0-1.x: 5 of 5 memories added"
+
+
+def test_lists_and_exports_are_not_asked_for_a_history(run: Callable[..., Any], tmp_path: Path) -> None:
+    told = run("import", "mem0", listed(tmp_path, [ENTRY]))
+    assert (told.exit_code, "history" in told.stderr) == (0, False)
+
+
+def test_the_command_says_how_to_look_at_them(
+    run: Callable[..., Any], store: Callable[[str], Path], tmp_path: Path
+) -> None:
+    entries = [{**ENTRY, "user_id": "ann o'hara", "agent_id": "desk"}]
+    dry = run("import", "mem0", listed(tmp_path, entries), "--dry-run")
+    assert "look at them" not in dry.stderr
+    told = run("import", "mem0", listed(tmp_path, entries))
+    command = told.stderr.partition("look at them with: localmem ")[2]
+    assert shlex.split(command) == [
+        "list", "--user", "ann o'hara", "--agent", "desk", "--file", str(tmp_path / "store.db"),
+    ]  # fmt: skip
+    assert "I like tea" in run(*shlex.split(command)).stdout
+    again = run("import", "mem0", listed(tmp_path, entries))
+    assert "look at them" not in again.stderr
+    assert "look at them" not in run("import", "mem0", store("2.x"), "--quiet").stderr
 
 
 def test_the_command_names_who_gets_what_has_nobody(run: Callable[..., Any], tmp_path: Path) -> None:

@@ -63,15 +63,17 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 @pytest.mark.parametrize(
     ("sections", "file"),
     [
-        ({}, "home/localmem.db"),
+        ({}, "home/mem0.db"),
         ({"vector_store": {"provider": "qdrant", "config": {"path": "{}/q"}}}, "q/localmem.db"),
         ({"history_db_path": "{}/h/history.db"}, "h/localmem.db"),
-        ({"history_db_path": ":memory:"}, "home/localmem.db"),
+        ({"history_db_path": ":memory:"}, "home/mem0.db"),
+        ({"history_db_path": "{}/home/history.db"}, "home/mem0.db"),
+        ({"vector_store": {"config": {"path": "{}/home"}}}, "home/mem0.db"),
         (
             {"vector_store": {"config": {"path": "{}/q", "collection_name": "notes"}}, "history_db_path": "{}/h.db"},
             "q/localmem-notes.db",
         ),
-        ({"vector_store": {"config": {"collection_name": "mem0"}}}, "home/localmem.db"),
+        ({"vector_store": {"config": {"collection_name": "mem0"}}}, "home/mem0.db"),
         ({"vector_store": {"config": {"collection_name": "notes"}}}, "home/localmem-notes.db"),
         ({"path": "{}/own.db", "vector_store": {"config": {"path": "{}/q"}}}, "own.db"),
     ],
@@ -88,6 +90,27 @@ def test_the_file_lies_where_mem0s_would(tmp_path: Path, home: Path, sections: d
             memory.add("tea", infer=False, **ANN)
             assert memory.local.path == tmp_path / file
     assert (tmp_path / file).is_file()
+
+
+def test_reset_leaves_the_command_lines_file_alone(home: Path) -> None:
+    models: dict[str, Any] = {"embedder": HashEmbedder(), "generator": ScriptedGenerator()}
+    with localmem.Memory(**models) as mine:
+        mine.add("I like tea", infer=False, **ANN)
+        with Memory(**models) as tutorial:
+            assert tutorial.local.path == home / "mem0.db"
+            assert texts(tutorial.get_all(**ANN)) == []
+            tutorial.add("I like milk", infer=False, **ANN)
+            tutorial.reset()
+            assert texts(tutorial.get_all(**ANN)) == []
+        assert texts(mine.get_all(**ANN)) == ["I like tea"]
+    with Memory(path=None, **models) as same:
+        assert same.local.path == home / "mem0.db"
+
+
+def test_a_path_of_ones_own_makes_no_data_folder(home: Path, tmp_path: Path) -> None:
+    with Memory(path=tmp_path / "own.db", embedder=HashEmbedder()) as memory:
+        assert memory.local.path == tmp_path / "own.db"
+    assert not home.exists()
 
 
 def test_in_memory(opened: Opener) -> None:
@@ -172,6 +195,33 @@ def test_what_is_not_used_is_told_in_one_warning_without_its_values(opened: Open
     assert str(warning.message).endswith(
         "not used of the configuration: embedder, reranker, vector_store, graph_store, custom_instructions"
     )
+
+
+@pytest.mark.parametrize(
+    "store",
+    [
+        {"provider": "qdrant", "config": {"host": "localhost", "port": 6333, "collection_name": "chat"}},
+        {"provider": "qdrant", "config": {"url": "https://q.example.com", "api_key": "sk-secret", "path": "{}"}},
+        {"provider": "pgvector", "config": {"collection_name": "chat"}},
+        {"provider": "milvus", "config": {"url": "./milvus.db", "collection_name": "chat"}},
+        {"config": {"host": "localhost", "collection_name": "chat"}},
+        {"provider": "qdrant"},
+    ],
+)
+def test_a_vector_stores_server_is_told_of(opened: Opener, home: Path, tmp_path: Path, store: Any) -> None:
+    if "path" in store.get("config", {}):
+        store["config"]["path"] = str(tmp_path / "q")
+    with pytest.warns(UserWarning, match="not used of the configuration: vector_store$"):
+        opened({"vector_store": store})
+
+
+@pytest.mark.parametrize("provider", ["qdrant", "chroma", "faiss", "localmem"])
+def test_a_vector_store_on_the_disk_is_not(opened: Opener, home: Path, tmp_path: Path, provider: str) -> None:
+    nothing = {"host": None, "port": None, "embedding_model_dims": 1536, "on_disk": True}
+    config = {"path": str(tmp_path / "q"), "collection_name": "chat", **nothing}
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        opened({"vector_store": {"provider": provider, "config": config}})
 
 
 def test_classes_of_mem0s_configuration(tmp_path: Path, opened: Opener) -> None:
@@ -340,6 +390,46 @@ def test_a_failed_model_keeps_the_words(opened: Opener) -> None:
     assert texts(memory.search("rows", **ANN)) == ["User rows"]
 
 
+def test_without_a_model_an_llm_error_says_what_to_install(opened: Opener, home: Path) -> None:
+    memory = opened(generator=None)
+    with pytest.raises(exceptions.LLMError, match=r"localmem models install|localmem\[llm\]") as caught:
+        memory.add("I like tea", **ANN)
+    assert isinstance(caught.value, errors.ModelNotFoundError | errors.MissingExtraError)
+    assert "infer=False" in (caught.value.suggestion or "")
+    assert caught.value.episode_id == memory.local.pending()[0]["episode_id"]
+    assert [each["memory"] for each in memory.add("I like milk", infer=False, **ANN)["results"]] == ["I like milk"]
+
+
+@pytest.mark.parametrize(
+    ("missing", "kinds"),
+    [
+        (errors.ModelNotFoundError("install it"), (FileNotFoundError, errors.ModelNotFoundError)),
+        (errors.MissingExtraError("install it"), (ImportError, exceptions.DependencyError, errors.MissingExtraError)),
+    ],
+)
+def test_what_a_model_needs_is_told_as_llm_error(
+    opened: Opener, missing: errors.LocalmemError, kinds: tuple[type[Exception], ...]
+) -> None:
+    class Missing(ScriptedGenerator):
+        def generate(self, *_: Any, **__: Any) -> str:
+            raise missing
+
+    with pytest.raises(exceptions.LLMError, match="^install it$") as caught:
+        opened(generator=Missing()).add("fact: User rows", **ANN)
+    for kind in kinds:
+        assert isinstance(caught.value, kind)
+    assert caught.value.__cause__ is missing
+
+
+def test_an_extra_that_is_no_models_is_a_dependency() -> None:
+    with pytest.raises(exceptions.DependencyError) as caught, exceptions.told_as_mem0():
+        raise errors.MissingExtraError("to have a keychain needs: …")
+    assert not isinstance(caught.value, exceptions.LLMError)
+    with pytest.raises(errors.ModelNotFoundError) as other, exceptions.told_as_mem0():
+        raise errors.ModelNotFoundError("the model file of the embedder is missing")
+    assert not isinstance(other.value, exceptions.MemoryError)
+
+
 # -- errors
 
 
@@ -400,6 +490,20 @@ def test_after_close(opened: Opener) -> None:
 def test_the_clouds_client_says_what_to_use(kind: Any) -> None:
     with pytest.raises(exceptions.ConfigurationError, match=r"use Memory\(\) or AsyncMemory\(\)"):
         kind(api_key="m0-secret")
+
+
+# -- import paths
+
+
+def test_import_paths_of_mem0() -> None:
+    from localmem.compat import mem0
+    from localmem.compat.mem0.client.main import AsyncMemoryClient as AsyncClient
+    from localmem.compat.mem0.client.main import MemoryClient as Client
+    from localmem.compat.mem0.memory.main import AsyncMemory as AsyncMain
+    from localmem.compat.mem0.memory.main import Memory as Main
+
+    assert (Main, AsyncMain, Client, AsyncClient) == (Memory, AsyncMemory, MemoryClient, AsyncMemoryClient)
+    assert mem0.__version__ == localmem.__version__
 
 
 # -- awaited

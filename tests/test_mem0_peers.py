@@ -36,7 +36,10 @@ NEVER_UPDATES = (
 )
 NO_TIME = "mem0 2.x leaves updated_at of an inferred ADD empty; here it is the time of the event, as in 1.x"
 SUMMARY = "a procedure is kept as the conversation itself: localmem has no model write free summaries"
-CRASH = "mem0 fails inside on it; here texts in a list, messages without text and parts of text are understood"
+CRASH = (
+    "mem0 fails inside on it; here texts in a list and parts of text are understood, and messages without text or role "
+    "are passed over, as in 2.x"
+)
 LOSES = (
     "mem0 1.x loses the metadata that an update does not name; here, as in 2.x and by 1.x's own description, it stays"
 )
@@ -48,6 +51,10 @@ DIFFERENCES: dict[tuple[str, str, str], str] = {
     ("add blank text", "add", "*"): "mem0 stores an empty memory; here nothing is stored",
     ("add a list of texts", "add", "*"): CRASH,
     ("add a message without content", "add", "1.x"): CRASH,
+    ("add only messages without content", "inferred", "1.x"): CRASH,
+    ("add only messages without content", "verbatim", "1.x"): CRASH,
+    ("add a message without role", "inferred", "1.x"): CRASH,
+    ("add a message without role", "verbatim", "1.x"): CRASH,
     ("add text parts", "add", "1.x"): CRASH,
     ("add a procedure", "*", "*"): SUMMARY,
     ("infer", "history", "2.x"): NO_TIME,

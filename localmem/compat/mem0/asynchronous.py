@@ -9,7 +9,7 @@ from typing import Any, Self
 import localmem
 from localmem.aio import InThreads
 from localmem.compat.mem0.configs.base import MemoryConfig
-from localmem.compat.mem0.memory import Memory, Project
+from localmem.compat.mem0.synchronous import Memory, Project
 
 
 class AsyncProject(Project):

@@ -12,6 +12,8 @@ from typing import Any
 
 from localmem import errors
 
+WITHOUT_MODEL = "add(…, infer=False) keeps each message as it is and needs no model"
+
 
 class MemoryError(Exception):  # the name is mem0's
     """Any of mem0's errors, with its ``message``, ``error_code``, ``details``, ``suggestion`` and ``debug_info``."""
@@ -65,6 +67,14 @@ class DependencyError(MemoryError, errors.MissingExtraError):
     """A package is missing; the message names the command that installs it."""
 
 
+class ModelNotFoundError(LLMError, errors.ModelNotFoundError):
+    """No model is installed; the message names the command that installs one. Not a name of mem0's."""
+
+
+class ModelRunnerError(LLMError, DependencyError):
+    """The package that runs the model is missing; the message names the pip command. Not a name of mem0's."""
+
+
 class AuthenticationError(MemoryError):
     """Of mem0's cloud; never raised here."""
 
@@ -110,8 +120,9 @@ class DatabaseError(MemoryError):
 
 
 @contextlib.contextmanager
-def told_as_mem0() -> Iterator[None]:
-    """localmem's errors as mem0's; those that mem0 has no word for go through as they are."""
+def told_as_mem0(*, by_model: bool = False) -> Iterator[None]:
+    """localmem's errors as mem0's; those that mem0 has no word for go through as they are. by_model: what is missing
+    is what reading messages needs, and so an LLMError too."""
     try:
         yield
     except MemoryError:
@@ -126,8 +137,14 @@ def told_as_mem0() -> Iterator[None]:
         raise ValidationError(str(error), "VALIDATION_004") from error
     except errors.GeneratorError as error:
         raise _kept(LLMError(str(error), "LLM_001"), error) from error
+    except errors.ModelNotFoundError as error:
+        if not by_model:
+            raise
+        raise _kept(ModelNotFoundError(str(error), "LLM_001", suggestion=WITHOUT_MODEL), error) from error
     except errors.MissingExtraError as error:
-        raise _kept(DependencyError(str(error), "DEP_001"), error) from error
+        if by_model:
+            raise _kept(ModelRunnerError(str(error), "DEP_001", suggestion=WITHOUT_MODEL), error) from error
+        raise DependencyError(str(error), "DEP_001") from error
 
 
 def without_scope(message: str) -> ValidationError:

@@ -13,7 +13,7 @@ Said = dict[str, Any]
 
 def said(messages: Any) -> list[Said]:
     """A str, a dict or a list of them as dicts with role, content and perhaps name. System messages, those without text
-    and pictures are left out. ArgumentTypeError for anything else."""
+    or role and pictures are left out. ArgumentTypeError for anything else."""
     if isinstance(messages, str | Mapping):
         messages = [messages]
     if not isinstance(messages, list):

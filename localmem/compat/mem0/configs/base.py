@@ -1,8 +1,10 @@
 """mem0's configuration: what of it means something here, and where the file goes.
 
 ``path`` (localmem's own) names the file. Else it is ``localmem.db`` in the folder of ``vector_store.config.path``, else
-beside ``history_db_path``, else in the user's data folder. A ``collection_name`` other than mem0's default has a file
-of its own, ``localmem-NAME.db``: what mem0 kept apart stays apart. An ``llm`` on this machine becomes the generator.
+beside ``history_db_path``, else ``mem0.db`` in the user's data folder: ``localmem.db`` there is the command line's and
+the MCP server's, which ``reset()``, with which mem0's tutorials begin, must not empty. A ``collection_name`` other than
+mem0's default has a file of its own, ``localmem-NAME.db``: what mem0 kept apart stays apart. An ``llm`` on this machine
+becomes the generator.
 The embedder and the rest are localmem's; a warning names the sections that are not used.
 """
 
@@ -19,6 +21,7 @@ from localmem.compat.mem0.exceptions import ConfigurationError
 from localmem.config import STORE_NAME, settings
 
 COLLECTION_DEFAULT = "mem0"
+FILE_AT_HOME = "mem0.db"  # in the data folder, beside localmem's own
 LOCAL_SERVERS = {
     "ollama": "http://localhost:11434",
     "lmstudio": "http://localhost:1234",
@@ -26,6 +29,8 @@ LOCAL_SERVERS = {
 }
 _LOOPBACK = re.compile(r"https?://(localhost|127(\.\d{1,3}){3}|\[::1\])(:\d+)?(/.*)?", re.IGNORECASE)
 _SECTIONS = ("vector_store", "llm", "embedder", "graph_store", "reranker")
+_ON_A_DISK = ("qdrant", "chroma", "faiss")  # vector stores that mem0 keeps in a folder unless a server is named
+_OF_A_SERVER = frozenset({"host", "port", "url", "api_key", "client", "tenant"})
 _PROMPTS = ("custom_instructions", "custom_prompt", "custom_fact_extraction_prompt", "custom_update_memory_prompt")
 
 
@@ -76,21 +81,22 @@ class MemoryConfig:
     def __repr__(self) -> str:
         return f"MemoryConfig({', '.join(sorted(self.given))})"
 
-    def options(self) -> dict[str, Any]:
-        """localmem.Memory's arguments. Warns of the sections that are not used."""
+    def options(self, instead: Mapping[str, Any] | None = None) -> dict[str, Any]:
+        """localmem.Memory's arguments; those of ``instead`` count before the configuration's. Warns of the sections
+        that are not used."""
         own = {
             n: v for n, v in self.given.items() if n in inputs.OWN_OPTIONS and not (n in _SECTIONS and _is_section(v))
         }
-        chosen = inputs.options(own)
+        chosen = {**inputs.options(own), **(instead or {})}
         unused = [name for name in ("embedder", "reranker") if _is_section(self.given.get(name))]
-        if "path" not in chosen and (place := self.place()) is not None:
-            chosen["path"] = place
+        if chosen.get("path") is None:
+            chosen["path"] = self.place()
         server = self.server()
         if server is not None and "generator" not in chosen:
             chosen["generator"] = server
         if server is None and "llm" in self.given:
             unused.append("llm")
-        if "vector_store" in self.given and not {"path", "collection_name"} & set(self.section("vector_store").config):
+        if "vector_store" in self.given and _names_a_server(self.section("vector_store")):
             unused.append("vector_store")
         unused += [name for name in ("graph_store", *_PROMPTS) if name in self.given]
         if unused:
@@ -106,8 +112,8 @@ class MemoryConfig:
         found: Section = getattr(self, name)
         return found
 
-    def place(self) -> Path | str | None:
-        """The file, None for the one in the user's data folder. Makes the folder that mem0 would have made."""
+    def place(self) -> Path | str:
+        """The file, or ":memory:". Makes the folder that mem0 would have made."""
         given = self.section("vector_store").config
         name = given.get("collection_name") or COLLECTION_DEFAULT
         if not isinstance(name, str) or not re.fullmatch(r"[\w .@+-]{1,100}", name) or name.startswith("."):
@@ -124,8 +130,8 @@ class MemoryConfig:
             folder = Path(self.history_db_path).expanduser().parent
         else:
             folder = settings().home
-            if file == STORE_NAME:
-                return None
+        if file == STORE_NAME and folder.absolute() == settings().home.absolute():
+            file = FILE_AT_HOME
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         return folder / file
 
@@ -152,6 +158,13 @@ def config_of(given: Any) -> MemoryConfig:
             f"the configuration must be a dict or a MemoryConfig, not {type(given).__name__}", "CONFIG_002"
         )
     return MemoryConfig(**given)
+
+
+def _names_a_server(store: Section) -> bool:
+    """Whether mem0 would have kept its vectors elsewhere, or no place of them is named at all."""
+    named = {name for name, value in store.config.items() if value is not None}
+    elsewhere = store.provider not in (None, *_ON_A_DISK) and "path" not in named
+    return elsewhere or bool(named & _OF_A_SERVER) or not named & {"path", "collection_name"}
 
 
 def _is_section(value: Any) -> bool:

@@ -52,7 +52,7 @@ class Memory:
         self.enable_graph = bool(self.config.section("graph_store").config)
         self._today = options.get("clock")
         with told_as_mem0():
-            chosen = {**self.config.options(), **options}
+            chosen = self.config.options(options)
             _tell_of_mem0s(chosen.get("path"))
             self.local = localmem.Memory(**chosen)
 
@@ -86,7 +86,8 @@ class Memory:
 
         infer=False stores each message as it is. memory_type="procedural_memory" with an agent_id stores the messages
         together as one memory. timestamp: when it was said. prompt is not used. Raises ValidationError (a ValueError),
-        LLMError when the model failed: the words are kept, and ``local.resume()`` goes on with them.
+        LLMError when the model failed: the words are kept, and ``local.resume()`` goes on with them. LLMError too where
+        no model is installed.
         """
         refuse(self._strict, "add", {"timestamp": timestamp, "expiration_date": expiration_date})
         ids = self._ids({"user_id": user_id, "agent_id": agent_id, "run_id": run_id})
@@ -102,7 +103,7 @@ class Memory:
         kept = _without_ids(metadata)
         if expiration_date is not None:
             kept[shapes.EXPIRY] = _date(expiration_date)
-        with told_as_mem0():
+        with told_as_mem0(by_model=infer):
             if memory_type and "agent_id" in ids:
                 results = self._add_procedure(said, ids, kept, timestamp)
             elif infer:
@@ -181,7 +182,7 @@ class Memory:
         return {"message": "Memories deleted successfully!"}
 
     def reset(self) -> None:
-        """Delete everything in the file, history included."""
+        """Delete everything in the file, history included. ``local.path`` is the file."""
         with told_as_mem0():
             self.local.reset()
 

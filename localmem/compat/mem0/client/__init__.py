@@ -1,0 +1,1 @@
+"""Where mem0 has the client of its cloud: see main.py."""

@@ -1,0 +1,1 @@
+"""Where mem0 has its Memory: see main.py."""
