@@ -303,10 +303,25 @@ def _by_sentence(mark: marks.Mark, messages: Sequence[Message]) -> Iterator[mark
         if ended and _wording(rest, messages, None) and _told_from(rest, messages) == rest.span.start:
             starts.append(rest.span.start)
     starts += [joint.end() for joint in _AND_ANOTHER.finditer(text, span.start, span.end)]
+    starts += [
+        joint.end() for joint in _AND_I.finditer(text, span.start, span.end) if _two_facts(mark, joint, messages)
+    ]
     for start, end in itertools.pairwise([*sorted(set(starts)), span.end]):
         part = Span(span.message, start, end)
         yield replace(mark, span=part if end == span.end else marks.trimmed(text, part))
 
+
+def _two_facts(mark: marks.Mark, joint: re.Match[str], messages: Sequence[Message]) -> bool:
+    """Whether what stands before a joint and what stands after it can each be told by itself."""
+    span = mark.span
+    before = replace(mark, span=replace(span, end=joint.start()))
+    after = replace(mark, span=replace(span, start=joint.end()))
+    stands = _told_from(after, messages) == after.span.start
+    return stands and all(_wording(each, messages, None) is not None for each in (before, after))
+
+
+# "My name is John and I live in Berlin": when he moves his name stays.
+_AND_I = re.compile(r",? (?:and|but) (?=(?:I|my|we|our)\b)")
 
 # "Petra is vegetarian and Emil can't have nuts": two people, two memories.
 _SAYS = r"(?:is|are|was|were|has|had|can|can['’]t|cannot|will|won['’]t|does|doesn['’]t|did|didn['’]t|[a-z]{2,}(?:s|ed))"

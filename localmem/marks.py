@@ -53,12 +53,40 @@ def marked(tagger: Tagger | None, messages: Sequence[Message], before: Message |
         return [mark for stretch in every for mark in _clauses(stretch)]
     bounds = rules.load("marks").table
     tagged = tagger.tag([(stretch.around, stretch.text) for stretch in every])
-    return [
-        mark
-        for stretch, words in zip(every, tagged, strict=True)
-        for mark in marks_of(stretch, words, word=bounds["word"], begins=bounds["begins"])
-        if mark.chance >= bounds["mark"]
-    ]
+    found = []
+    for stretch, words in zip(every, tagged, strict=True):
+        runs = marks_of(stretch, words, word=bounds["word"], begins=bounds["begins"])
+        marks = [mark for mark in runs if mark.chance >= bounds["mark"]]
+        found += sorted([*marks, *_sure(stretch, marks)], key=lambda mark: mark.span.start)
+    return found
+
+
+# What people say of themselves first, which the tagger misses where both stand in one sentence: "My name is John and I
+# live in Berlin". Only plain sentences, of nobody's story.
+_SURE = re.compile(
+    r"(?:my name is|(?:i live|i am living|i['’]m living) in|i work (?:as|at|for)|i['’]?(?: a)?m (?:allergic to|vegan|"
+    r"vegetarian)\b)[^.!?;:,\n]{0,60}?(?=[.!?;,\n]|$| (?:and|but) (?:i|my|we|our)\b)",
+    re.IGNORECASE,
+)
+_BEGINS = re.compile(r"(?:(?:hi|hello|hey)(?: there)?[,.!]? |.*,? (?:and|but) )?$", re.IGNORECASE | re.DOTALL)
+_NOT_PLAIN = re.compile(
+    r"[?\"“”]|\b(?:if|imagine|pretend|suppose|say|says|said|told|character|story|novel|song|poem|game|example|wish|joke"
+    r"|kidding|used to|not)\b",
+    re.IGNORECASE,
+)
+
+
+def _sure(stretch: Stretch, marks: Sequence[Mark]) -> Iterator[Mark]:
+    """Statements that need no tagger, where it has marked nothing of their sentence."""
+    for start, stop in clauses.sentences(stretch.text):
+        sentence = stretch.text[start:stop]
+        begin, end = stretch.start + start, stretch.start + stop
+        if _NOT_PLAIN.search(sentence) or any(begin < mark.span.end and mark.span.start < end for mark in marks):
+            continue
+        for found in _SURE.finditer(sentence):
+            if _BEGINS.match(sentence[: found.start()]):
+                span = Span(stretch.index, begin + found.start(), begin + found.end())
+                yield Mark(span, Kind.SEMANTIC, 1.0)
 
 
 def stretches(messages: Sequence[Message], before: Message | None) -> Iterator[Stretch]:

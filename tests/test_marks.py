@@ -846,3 +846,33 @@ class TestRemembering:
         assert (texts(memory.get_all(**ANN)), len(memory.pending())) == ([], 1)
         memory.resume()
         assert (texts(memory.get_all(**ANN)), memory.pending()) == (["User keeps bees"], [])
+
+
+# -------------------------------------------------------------------- what needs no tagger
+
+
+class Silent:
+    """A tagger that marks nothing."""
+
+    id = "silent"
+
+    def tag(self, pairs: Sequence[tuple[str, str]]) -> list[list[TaggedWord]]:
+        return [[] for _ in pairs]
+
+
+@pytest.mark.parametrize(
+    ("text", "wanted"),
+    [
+        ("My name is John and I live in Berlin.", ["My name is John", "I live in Berlin"]),
+        ("Hi, my name is Ann!", ["my name is Ann"]),
+        ("Hello there. I'm allergic to nuts, so no cake.", ["I'm allergic to nuts"]),
+        ("Is my name is John a sentence?", []),
+        ("If my name is John, why do they call me Jack.", []),
+        ('My favourite character says "my name is Inigo".', []),
+        ("He thinks my name is John.", []),
+    ],
+)
+def test_plain_statements_about_oneself_are_marked_anyway(text: str, wanted: list[str]) -> None:
+    found = marks.marked(Silent(), [Message("user", text)], None)
+    assert [text[mark.span.start : mark.span.end] for mark in found] == wanted
+    assert marks.marked(Silent(), [Message("assistant", text)], None) == []
