@@ -107,9 +107,10 @@ def _meant(name: Any) -> str:
     """A tool's name without what models put before it."""
     if not isinstance(name, str):
         return ""
+    meant: str = name
     for prefix in _PREFIXES:
-        name = name.removeprefix(prefix)
-    return name
+        meant = meant.removeprefix(prefix)
+    return meant
 
 
 def _as_sent(message: str, given: Given) -> str:
