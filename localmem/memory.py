@@ -152,6 +152,11 @@ class Memory(Surface):
         return self._engine.store.db.path
 
     @property
+    def read_only(self) -> bool:
+        """Whether the file or its folder can't be written to, so that every call that writes raises ReadOnlyError."""
+        return self._engine.store.db.read_only
+
+    @property
     def retention(self) -> str:
         """Which turns keep their words once they are extracted: "all", "evidence" or "none"."""
         self._check_open()

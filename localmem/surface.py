@@ -26,7 +26,7 @@ from localmem.shapes import Results, Shape
 from localmem.store_apply import OwnerMovedError, Plan, neighbour_of, stated
 from localmem.store_passages import later_passages
 from localmem.store_purge import Selection
-from localmem.tools import dispatch, schema, table
+from localmem.tools import dispatch, schema
 from localmem.types import (
     Change,
     Decision,
@@ -429,18 +429,26 @@ class Surface(Custody, Queued):
         self._bound_only("tools_schema")
         return schema(style, tools, writes=self._may_write)
 
-    def dispatch(self, name: str, arguments: Mapping[str, Any] | str | None = None, tools: str = "full") -> Shape:
+    def dispatch(self, name: str, arguments: Mapping[str, Any] | str | None = None, tools: str = "core") -> Shape:
         """Carry out a model's tool call and return what it is to read. Bound handles only: ScopeError.
 
-        arguments: as the model sent them, a dict or JSON text. tools: of which set it may call. What the model got
-        wrong, and any error of localmem's, is answered as {"error": {"type", "message"}} and never raised.
+        arguments: as the model sent them, a dict or JSON text. tools: of which set it may call, the one that it was
+        shown. What the model got wrong, and any error of localmem's, is answered as {"error": {"type", "message"}} and
+        never raised.
         """
         within = self._bound_only("dispatch")
-        chosen = table(tools, writes=self._may_write)
-        bytes_max = self._engine.limits.message_bytes_max
-        return dispatch(self, name, arguments, within=within, chosen=chosen, bytes_max=bytes_max)
+        return dispatch(
+            self, name, arguments, within=within, tools=tools, writes=self._may_write,
+            bytes_max=self._engine.limits.message_bytes_max, now=self._engine.clock(),
+        )  # fmt: skip
 
     # ---------------------------------------------------------------- inside
+
+    def _worker_now(self) -> Shape:
+        """Who reads what waits, as stats()["worker"], without counting what is kept."""
+        with self._engine.store.snapshot() as tx:
+            lease, paused = store_queue.lease(tx), store_queue.is_paused(tx)
+        return self._worker_shape(lease, paused)
 
     def _known(self, scope: Scope, tokens_max: int) -> list[Line]:
         with self._engine.store.snapshot() as tx:

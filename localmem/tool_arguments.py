@@ -5,9 +5,11 @@ Small models send numbers as strings, null for what they leave out, other names 
 
 from __future__ import annotations
 
+import ast
 import difflib
 import json
 import math
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -15,7 +17,8 @@ from typing import Any
 from localmem import inputs
 from localmem.dates import parse_loose, to_iso
 from localmem.errors import InvalidInputError, InvalidTypeError, ScopeError
-from localmem.types import JSON, Scope
+from localmem.tool_words import UNREAD_ID
+from localmem.types import JSON, Instant, Scope
 
 # What scopes are called here and elsewhere, written plainly, each with the id of a handle's scope that it means.
 _SCOPES = {"user": "user_id", "agent": "agent_id", "run": "run_id", "session": "run_id"}
@@ -23,15 +26,21 @@ _SCOPES |= {f"{name}id": own for name, own in _SCOPES.items()} | dict.fromkeys((
 _WRAPPINGS = ("arguments", "parameters", "args", "kwargs", "input", "properties")
 _OF_A_CALL = ("name", "type", "tool", "function")  # stand beside the arguments
 _NOTHING = ("", "null", "none", "undefined", "nil")  # words for a value left out
+_DRESS = " \t\r\n\"'`[]<>()"  # around an id
 _YES, _NO = ("true", "yes", "1"), ("false", "no", "0")
 _NAMES_ALIKE = 0.8  # difflib's ratio: "qurey" for "query" is 0.8
+_AHEAD_MAX = 24 * 3600 * 1_000_000  # microseconds: clocks and time zones differ
+_FENCED = re.compile(r"\A\s*```[a-z]*\s*\n(.*?)\n?\s*```\s*\Z", re.DOTALL | re.IGNORECASE)
+_ODD_ESCAPE = re.compile(r"\\(?![\\'\"abfnrtvxNuU0-7])")  # of which Python warns
+_LITERAL_CHARS_MAX = 20_000  # Python's parser is not made for what is hostile
 _TYPES = {"string": "a string", "integer": "a whole number", "number": "a number", "boolean": "true or false"}
 
 
 @dataclass(frozen=True, slots=True)
 class Parameter:
     """One parameter of a tool. ``also``: other names that models use for it. ``kind`` is a flat JSON type, or a string
-    of which more is known: "moment" is a date, "id" an id, "ids" several with commas between them."""
+    of which more is known: "moment" is a date, "past" one that is not ahead, "id" an id, "ids" several with commas
+    between them. "confirmation" is a boolean that is False for all but true, missing too: the call answers that."""
 
     name: str
     kind: str
@@ -48,7 +57,7 @@ class Parameter:
     @property
     def type(self) -> str:
         """The flat JSON type."""
-        return self.kind if self.kind in _TYPES else "string"
+        return "boolean" if self.kind == "confirmation" else self.kind if self.kind in _TYPES else "string"
 
     def schema(self) -> dict[str, JSON]:
         """As JSON schema."""
@@ -80,7 +89,13 @@ def parameters_schema(parameters: Sequence[Parameter]) -> dict[str, JSON]:
 
 
 def checked(
-    parameters: Sequence[Parameter], arguments: Any, *, bound_to: Scope, bytes_max: int, strict: bool = False
+    parameters: Sequence[Parameter],
+    arguments: Any,
+    *,
+    bound_to: Scope,
+    bytes_max: int,
+    now: Instant,
+    strict: bool = False,
 ) -> Given:
     """The arguments of a call, a dict or JSON text, as values of the right types.
 
@@ -92,17 +107,21 @@ def checked(
     known = {each.name for each in parameters}
     given = _unwrapped(_object(arguments, example), known)
     named, others = _named(parameters, given)
-    ignored = _strangers(others, sorted(known), bound_to, strict, example)
+    ignored = _strangers(others, sorted(known), bound_to, strict)
     values: dict[str, Any] = {}
     for each in parameters:
         value = named.get(each.name)
-        if _is_nothing(value, each):
+        if each.kind == "confirmation":
+            values[each.name] = value is True or (isinstance(value, str) and value.strip().casefold() == "true")
+        elif each.name in named and _is_unread(value, each):
+            raise InvalidInputError(UNREAD_ID)
+        elif _is_nothing(value, each):
             if each.required:
                 missing = "is missing" if each.name not in named else "is empty"
                 raise InvalidInputError(f"{each.name} {missing}; give it, for example {example}")
             values[each.name] = each.default
         else:
-            values[each.name] = _value(each, value, bytes_max)
+            values[each.name] = _value(each, value, bytes_max, now)
     return Given(values, tuple(ignored))
 
 
@@ -110,15 +129,15 @@ def checked(
 
 
 def _object(arguments: Any, example: str) -> dict[str, Any]:
-    """The arguments as a dict: JSON text is read, also JSON text within JSON text."""
+    """The arguments as a dict: JSON text is read, also JSON text within JSON text, fenced, or as Python writes it."""
     value = arguments
     for _ in range(2):
         if isinstance(value, str | bytes):
             if not value.strip():
                 return {}
             try:
-                value = json.loads(value)
-            except (ValueError, RecursionError):
+                value = _read(value)
+            except (ValueError, SyntaxError, TypeError, RecursionError, MemoryError):
                 raise InvalidInputError(f"the arguments are not JSON; give an object such as {example}") from None
     if value is None:
         return {}
@@ -126,6 +145,22 @@ def _object(arguments: Any, example: str) -> dict[str, Any]:
         kind = {list: "a list", str: "a string", bool: "true or false"}.get(type(value), "a number")
         raise InvalidTypeError(f"the arguments are {kind}, not an object; give an object such as {example}")
     return {str(name): each for name, each in value.items()}
+
+
+def _read(sent: str | bytes) -> Any:
+    """JSON, or a dict as Python writes it. Raises ValueError and what Python's parser raises."""
+    text = sent if isinstance(sent, str) else sent.decode()
+    fenced = _FENCED.match(text)
+    text = fenced[1] if fenced else text
+    try:
+        return json.loads(text)
+    except ValueError:
+        if not text.lstrip().startswith("{") or len(text) > _LITERAL_CHARS_MAX or _ODD_ESCAPE.search(text):
+            raise
+    written = ast.literal_eval(text.strip())
+    if not isinstance(written, dict):  # a set
+        raise ValueError("no object")
+    return json.loads(json.dumps(written))  # what JSON can't say is refused, a tuple is a list
 
 
 def _unwrapped(given: dict[str, Any], known: set[str]) -> dict[str, Any]:
@@ -160,9 +195,7 @@ def _plain(name: str) -> str:
     return "".join(char for char in name.casefold() if char.isalnum())
 
 
-def _strangers(
-    others: Mapping[str, Any], known: Sequence[str], bound_to: Scope, strict: bool, example: str
-) -> list[str]:
+def _strangers(others: Mapping[str, Any], known: Sequence[str], bound_to: Scope, strict: bool) -> list[str]:
     """The names of arguments that are left out. Nobody else's memory is promised, and a call that deletes is refused
     rather than widened."""
     ignored = []
@@ -176,7 +209,7 @@ def _strangers(
         if strict:
             names = ", ".join(known) or "none"
             raise InvalidInputError(
-                f"there is no parameter {name!r:.40}; the parameters are: {names}. Call it like this: {example}"
+                f"there is no parameter {name!r:.40}; the parameters are: {names}. Nothing was changed"
             )
         ignored.append(name[:40].encode("utf-8", "replace").decode())  # lone surrogates can't be sent on
     return ignored
@@ -194,7 +227,15 @@ def _is_nothing(value: Any, parameter: Parameter) -> bool:
     return not text or (not parameter.required and text.casefold() in _NOTHING)
 
 
-def _value(parameter: Parameter, value: Any, bytes_max: int) -> Any:
+def _is_unread(value: Any, parameter: Parameter) -> bool:
+    """Whether it is the null that a search shows in place of the id of what is not read yet."""
+    if not parameter.name.startswith("memory_id"):
+        return False
+    each = value if isinstance(value, list | tuple) else value.split(",") if isinstance(value, str) else [value]
+    return any(one is None or (isinstance(one, str) and one.strip(_DRESS).casefold() in _NOTHING[1:]) for one in each)
+
+
+def _value(parameter: Parameter, value: Any, bytes_max: int, now: Instant) -> Any:
     if isinstance(value, list | tuple) and len(value) == 1:
         value = value[0]
     match parameter.kind:
@@ -212,7 +253,7 @@ def _value(parameter: Parameter, value: Any, bytes_max: int) -> Any:
     text = _text(parameter, value, bytes_max)
     if parameter.choices:
         return _choice(parameter, text)
-    return _moment(parameter, text) if parameter.kind == "moment" else text
+    return _moment(parameter, text, now) if parameter.kind in ("moment", "past") else text
 
 
 def _number(parameter: Parameter, value: Any) -> float:
@@ -278,12 +319,16 @@ def _choice(parameter: Parameter, text: str) -> str:
     return word
 
 
-def _moment(parameter: Parameter, text: str) -> str:
+def _moment(parameter: Parameter, text: str, now: Instant) -> str:
     instant = parse_loose(text)
     if instant is None:
         raise InvalidInputError(
             f"{parameter.name} is {text.strip()!r:.40}, which is no full date; give one like 2025-03-01 "
             "or 2025-03-01T09:12:00Z, or leave it out"
+        )
+    if parameter.kind == "past" and instant > now + _AHEAD_MAX:
+        raise InvalidInputError(
+            f"{parameter.name} is the date on which it was said, not the date of what it tells of; leave it out"
         )
     return to_iso(instant)
 
@@ -291,7 +336,7 @@ def _moment(parameter: Parameter, text: str) -> str:
 def _ids(parameter: Parameter, value: Any, bytes_max: int) -> list[str]:
     """Ids from one string with commas between them, or from a list of strings."""
     text = _text(parameter, value, bytes_max)
-    found = [each.strip(" \t\r\n\"'`[]<>()") for each in text.replace("\n", ",").split(",")]
+    found = [each.strip(_DRESS) for each in text.replace("\n", ",").split(",")]
     ids = list(dict.fromkeys(each for each in found if each))
     if not ids:
         raise InvalidInputError(f"{parameter.name} is empty; {_for_example(parameter)}")

@@ -6,20 +6,23 @@ what explains, and OpenMemory's names. Answers are small: what a model needs for
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from typing import Any
 
+from localmem import tool_words
 from localmem.errors import InvalidInputError, LocalmemError, NotFoundError
 from localmem.tool_arguments import Given, Parameter, checked, parameters_schema
-from localmem.types import JSON, Scope
+from localmem.types import JSON, Instant, Scope
 
 STYLES = ("openai", "anthropic")
 SETS = ("core", "full")
 TEXT_CHARS_MAX = 2_000  # of one memory in a list; get_memory shows all of it
 QUOTE_CHARS_MAX, QUOTES_MAX = 300, 3
 CUT = " […]"
+# What models put before a tool's name, from the shape of a call or from how clients name servers' tools.
+_PREFIXES = ("functions.", "mcp__", "localmem.", "localmem__")
 
 # A bound handle; its class stands above and names this module, so it can't be named here.
 Bound = Any
@@ -71,26 +74,51 @@ def schema(style: str, tools: str, *, writes: bool) -> list[dict[str, Any]]:
 
 
 def dispatch(
-    memory: Bound, name: Any, arguments: Any, *, within: Scope, chosen: Sequence[Tool], bytes_max: int
+    memory: Bound, name: Any, arguments: Any, *, within: Scope, tools: str, writes: bool, bytes_max: int, now: Instant
 ) -> Answer:
     """Run a model's call on a handle bound to ``within``. A mistake of the model's, and any LocalmemError, is answered
-    as {"error": {"type", "message"}}; ``chosen``: the tools that it was shown."""
-    found = {each.name: each for each in chosen}
-    tool = found.get(name) if isinstance(name, str) else None
+    as {"error": {"type", "message"}}; ``tools``: the set it was shown, without those that write unless ``writes``."""
+    found = {each.name: each for each in table(tools, writes=writes)}
+    meant = _meant(name)
+    if meant not in found and any(each.name == meant for each in table(tools)):
+        return _error("ReadOnlyError", f"this memory is read-only. The tools are: {', '.join(found)}")
+    tool = found.get(meant)
     if tool is None:
-        near = get_close_matches(str(name), list(found), n=1)
-        meant = f"; did you mean {near[0]}?" if near else "."
-        names = ", ".join(found)
-        return _error("UnknownToolError", f"there is no tool {name!r:.60}{meant} The tools are: {names}")
+        near = get_close_matches(meant, list(found), n=1)
+        asked = f"; did you mean {near[0]}?" if near else "."
+        return _error("UnknownToolError", f"there is no tool {name!r:.60}{asked} The tools are: {', '.join(found)}")
     try:
-        given = checked(tool.parameters, arguments, bound_to=within, bytes_max=bytes_max, strict=tool.destructive)
+        given = checked(
+            tool.parameters, arguments, bound_to=within, bytes_max=bytes_max, now=now, strict=tool.destructive
+        )
+    except LocalmemError as error:
+        return _error(type(error).__name__, tool_words.retold(error))
+    try:
         return _told(tool.run(memory, given.values), given)
     except NotFoundError as error:
         of_memory = any(each.name.startswith("memory_id") for each in tool.parameters)
         advice = "; take an id from search_memories or list_memories" if of_memory else ""
-        return _error(type(error).__name__, f"{error}{advice}")
+        return _error(type(error).__name__, f"{_as_sent(str(error), given)}{advice}")
     except LocalmemError as error:
-        return _error(type(error).__name__, str(error))
+        return _error(type(error).__name__, tool_words.retold(error))
+
+
+def _meant(name: Any) -> str:
+    """A tool's name without what models put before it."""
+    if not isinstance(name, str):
+        return ""
+    meant: str = name
+    for prefix in _PREFIXES:
+        meant = meant.removeprefix(prefix)
+    return meant
+
+
+def _as_sent(message: str, given: Given) -> str:
+    """Ids are looked up in lower case, and quoted as the model wrote them."""
+    for value in given.values.values():
+        if isinstance(value, str):
+            message = message.replace(f"{value.strip().lower()!r:.60}", f"{value!r:.60}")
+    return message
 
 
 def _error(kind: str, message: str) -> Answer:
@@ -175,7 +203,7 @@ def _change(change: Mapping[str, Any]) -> Answer:
 def _add(memory: Bound, given: Mapping[str, Any]) -> Answer:
     message = {"role": given["role"], "content": given["text"]}
     added = memory.add([message], timestamp=given["when"], wait=False)
-    hint = "Kept. Its facts are read in the background; search_memories finds the words at once."
+    hint = tool_words.of_add(memory._worker_now())
     return {"episode_id": added["episode_id"], "status": added["status"], "hint": hint}
 
 
@@ -183,7 +211,9 @@ def _search(memory: Bound, given: Mapping[str, Any]) -> Answer:
     found = memory.search(
         given["query"], limit=given["limit"], threshold=given.get("threshold"), as_of=given.get("when")
     )
-    return {"results": [_hit(hit) for hit in found["results"]]}
+    results = [_hit(hit) for hit in found["results"]]
+    hint = tool_words.of_search([each["score"] for each in results], given.get("when"))
+    return {"results": results} if hint is None else {"results": results, "hint": hint}
 
 
 def _explain(memory: Bound, given: Mapping[str, Any]) -> Answer:
@@ -229,6 +259,12 @@ def _delete_many(memory: Bound, given: Mapping[str, Any]) -> Answer:
 
 
 def _delete_all(memory: Bound, given: Mapping[str, Any]) -> Answer:
+    if not given["confirm"]:
+        total = memory.page(limit=0)["total"]
+        raise InvalidInputError(
+            f"this would delete all {total:,} memories; nothing was deleted. Only if the user asked for exactly that, "
+            'call it with {"confirm": true}'
+        )
     return {"deleted": memory.delete_all()["deleted"]}
 
 
@@ -287,33 +323,17 @@ def _status(memory: Bound, given: Mapping[str, Any]) -> Answer:
         "set_aside": queue["set_aside"],
         "worker": worker["state"],
     }
-    return {**told, "hint": _hint(queue["waiting"], queue["set_aside"], worker["state"], worker["trouble"])}
+    return {**told, "hint": tool_words.of_memory(queue["waiting"], queue["set_aside"], worker)}
 
 
 def _status_of(memory: Bound, episode_id: str) -> Answer:
     found = memory.status(episode_id)
-    told = {name: found[name] for name in ("episode_id", "state", "attempts", "ahead", "error")}
+    told = {name: found[name] for name in ("episode_id", "state", "attempts", "ahead")}
+    told["error"] = tool_words.failure(found["error"])
     told["said_at"] = _second(found["said_at"])
-    hints = {
-        "done": "Its facts are among the memories.",
-        "waiting": "Its facts are still to be read; search_memories finds the words meanwhile.",
-        "set_aside": _SET_ASIDE,
-    }
     results = [_change(each) for each in found["results"]]
-    return {**told, "results": results, "hint": hints.get(found["state"], "")}
-
-
-_SET_ASIDE = "Its facts could not be read. The words are kept; ask the user to run `localmem list --pending`."
-
-
-def _hint(waiting: int, set_aside: int, worker: str, trouble: Mapping[str, str] | None) -> str:
-    if waiting and trouble:
-        return f"Texts are kept, but can't be read now. Tell the user: {_cut(trouble['message'], QUOTE_CHARS_MAX)}"
-    if waiting and worker == "paused":
-        return "Texts wait, as the user paused their reading. They are kept, and search_memories finds their words."
-    if set_aside:
-        return "Some texts could not be read. They are kept; ask the user to run `localmem list --pending`."
-    return "Texts wait to be read; search_memories finds their words meanwhile." if waiting else "All is well."
+    hint = tool_words.of_episode(found["state"], memory._worker_now(), changed=bool(results))
+    return {**told, "results": results, "hint": hint}
 
 
 # -------------------------------------------------------------------- the table
@@ -349,7 +369,7 @@ _ADD = Tool(
             also=("speaker", "author"), meant=(("human", "user"), ("ai", "assistant"), ("bot", "assistant")),
         ),
         Parameter(
-            "when", "moment", "Date it was said, like 2025-03-01. Leave out for now.", example="2025-03-01",
+            "when", "past", "Date it was said, like 2025-03-01. Leave out for now.", example="2025-03-01",
             also=("timestamp", "date", "time", "said_at"),
         ),
     ),
@@ -361,8 +381,8 @@ _ADD = Tool(
 _SEARCH_TOOL = Tool(
     "search_memories",
     "Search memories",
-    "Find what is remembered about a question, best first. Use it before answering anything that may depend on the "
-    "user's life, preferences or earlier conversations.",
+    "Find what is remembered, best first. Use it before answering anything that may depend on the user's life, "
+    "preferences or earlier talks. score: how well it fits, 0 to 1. A result without an id is a text not read yet.",
     (
         _QUERY,
         _LIMIT,
@@ -375,7 +395,7 @@ _SEARCH_TOOL = Tool(
             example="2025-03-01", also=("as_of", "date"),
         ),
     ),
-    _answer({"results": _list(_HIT)}),
+    _answer({"results": _list(_HIT)}, hint=_TEXT),
     _search,
 )  # fmt: skip
 _LIST = Tool(
@@ -558,7 +578,11 @@ TOOLS: tuple[Tool, ...] = (
         "delete_all_memories",
         "Delete all memories",
         "Delete everything that is remembered. Only when the user asks for exactly that.",
-        (),
+        (
+            Parameter(
+                "confirm", "confirmation", "true, where the user asked for exactly that.", required=True, example=False
+            ),
+        ),
         _answer({"deleted": _COUNT}),
         _delete_all,
         full=True,

@@ -29,6 +29,7 @@ LAYERS = (  # top to bottom; a module may import its own layer and those below
         "shapes",
         "surface",
         "tool_arguments",
+        "tool_words",
         "tools",
         "transcripts",
         "transcript_json",

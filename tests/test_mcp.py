@@ -257,7 +257,7 @@ def test_errors_are_for_the_model_to_act_on(client: Session) -> None:
     assert "query is missing" in client.error("search_memories")
     assert "limit must be a whole number" in client.error("search_memories", query="x", limit="many")
     assert f"no memory has the id '{UNKNOWN}'; take an id from" in client.error("get_memory", memory_id=UNKNOWN)
-    message = client.error("delete_all_memories")
+    message = client.error("delete_all_memories", confirm=True)
     assert all(name in message for name in CORE)
     assert len(client.texts()) == 2
 
@@ -328,7 +328,8 @@ def test_the_full_set_deletes(own_store: Store) -> None:
         ids = [each["id"] for each in full.call("list_memories")["results"]]
         assert len(full.call("delete_memories", memory_ids=ids[0])["results"]) == 1
         assert "no parameter" in full.error("delete_all_memories", query="tea")
-        assert full.call("delete_all_memories") == {"deleted": 1}
+        assert "would delete all 1 memories; nothing was deleted" in full.error("delete_all_memories")
+        assert full.call("delete_all_memories", confirm=True) == {"deleted": 1}
         full.call("add_memories", text="I like gin")
     with open_store(own_store.path) as memory:
         assert memory.get_all(user_id="ann")["results"] == []
@@ -342,8 +343,40 @@ def test_read_only(own_store: Store) -> None:
     with session(over_stdio(own_store, "--read-only", "--tools", "full")) as reader:
         names = [each.name for each in reader.ask(reader.client.list_tools).tools]
         assert names == [each.name for each in TOOLS if not each.writes]
-        assert "there is no tool 'add_memory'" in reader.error("add_memory", text="I like gin")
-        assert "User likes tea" in reader.texts()
+        assert_read_only(reader)
+    assert own_store.path.read_bytes() == before
+
+
+def assert_read_only(reader: Session) -> None:
+    """What it says of itself, what it answers to what writes, and that it can be read."""
+    for tool in ("add_memory", "delete_memory"):
+        assert tool not in reader.client.instructions
+        assert tool not in [each.name for each in reader.ask(reader.client.list_tools).tools]
+    assert "search_memories" in reader.client.instructions
+    assert "this memory is read-only" in reader.error("add_memory", text="I like gin")
+    assert "User likes tea" in reader.texts()
+
+
+LOCKED_UP = """
+import os, sys
+import doubles
+real = os.access  # as for somebody who may not write there, which chmod can't bring about for the superuser
+os.access = lambda path, mode, **more: not mode & os.W_OK and real(path, mode, **more)
+doubles.main()
+"""
+
+
+def test_a_store_that_can_not_be_written_to_is_served_read_only(own_store: Store) -> None:
+    before = own_store.path.read_bytes()
+    words = ["-c", LOCKED_UP, *own_store.words("--tools", "core")[2:]]
+    parameters = StdioServerParameters(command=sys.executable, args=words, env=environment(own_store.home))
+    with session(lambda: stdio_client(parameters)) as reader:
+        assert_read_only(reader)
+    done = subprocess.run(
+        [sys.executable, *words], env=environment(own_store.home), input="", capture_output=True, text=True, check=False
+    )
+    assert (done.returncode, done.stdout) == (0, "")
+    assert f"{own_store.path} or its folder can't be written to" in done.stderr
     assert own_store.path.read_bytes() == before
 
 
@@ -586,6 +619,15 @@ def test_web_pages_are_no_way_in(web: Web) -> None:
     assert (status, "Access-Control" in body) == (403, False)
 
 
+def test_other_paths_lead_to_the_right_one(web: Web) -> None:
+    for path in ("/", "/mcpx", "/openapi.json", "/sse"):
+        for method in ("GET", "POST"):
+            status, body = sent(web, method, path)
+            assert (status, "/mcp" in body) == (404, True)
+            assert sent(web, method, path, Host="evil.example")[0] == 421
+            assert sent(web, method, path, Origin="https://evil.example")[0] == 403
+
+
 def test_a_body_has_a_limit(web: Web) -> None:
     assert sent(web, body=b"x" * (5 << 20))[0] == 413
     assert sent(web)[0] == 200
@@ -665,13 +707,55 @@ def test_tokens_are_made_kept_and_checked(own_store: Store, tmp_path: Path) -> N
 
 
 def test_misuse(own_store: Store) -> None:
-    for words in (("--token-file", "x"), ("--ask-key",), ("--tools", "all"), ("--port", "70000", "--http")):
+    for words in (
+        ("--token-file", "x"), ("--port", "9000"), ("--port", "8765"), ("--host", "localhost"),
+        ("--port", "9000", "--print-config", "cursor"), ("--ask-key",), ("--tools", "all"), ("--port", "70000", "--http"),
+    ):  # fmt: skip
         done = run(own_store, *words)
         assert (done.returncode, done.stdout) == (2, "")
     missing = [*COMMAND, "mcp", "--read-only", "--file", str(own_store.home / "none.db")]
     done = subprocess.run(missing, env=environment(own_store.home), capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout) == (1, "")
     assert "there is no file" in done.stderr
+
+
+@pytest.mark.skipif(os.name == "nt", reason="descriptors are closed with the shell's words")
+@pytest.mark.parametrize("closed", ["<&-", ">&-"])
+def test_without_a_client_at_the_other_end_it_says_so(own_store: Store, closed: str) -> None:
+    command = ["sh", "-c", f'exec "$@" {closed}', "sh", *own_store.words()]
+    done = subprocess.run(
+        command, env=environment(own_store.home), capture_output=True, text=True, timeout=DEADLINE_S, check=False
+    )
+    assert (done.returncode, done.stdout) == (1, "")
+    (line,) = done.stderr.splitlines()
+    assert "there is no stdin or stdout" in line
+
+
+@pytest.mark.parametrize(
+    ("spec", "said"),
+    [
+        ("none-such.gguf", "no model file at"),
+        ("http://192.0.2.1:8080/v1", "is not this machine"),
+        ("ftp://127.0.0.1/v1", "no http(s) host"),
+    ],
+)
+def test_a_generator_that_can_not_be_one_is_refused_at_once(own_store: Store, spec: str, said: str) -> None:
+    for words, more in ((("--generator", spec), {}), ((), {"LOCALMEM_GENERATOR": spec})):
+        for way in ((), ("--http", "--port", "0")):
+            done = run(own_store, *words, *way, **more)
+            assert (done.returncode, done.stdout) == (1, "")
+            assert len(done.stderr.splitlines()) == 1
+            assert said in done.stderr
+
+
+def test_a_generator_that_can_be_one_is_not_loaded(own_store: Store) -> None:
+    model = own_store.home / "model.gguf"
+    model.write_bytes(b"GGUF and nothing behind it")
+    for spec in (str(model), "http://127.0.0.1:9/v1#any", "none"):
+        done = run(own_store, "--generator", spec)
+        assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+    model.write_bytes(b"no model at all")
+    assert "is not a GGUF file" in run(own_store, "--generator", str(model)).stderr
 
 
 def test_without_the_extra_it_says_what_to_install(own_store: Store) -> None:
@@ -727,3 +811,101 @@ def test_the_printed_command_is_one_that_runs(own_store: Store) -> None:
         env=environment(own_store.home), capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert version.stdout.startswith("localmem ")
+
+
+# -- what a client does not hand on to the server that it starts
+
+
+def printed(store: Store, *words: str, **more: str) -> list[str]:
+    """The arguments that a client is to start the server with."""
+    done = run(store, "--print-config", "cursor", *words, **more)
+    assert done.returncode == 0, done.stderr
+    arguments: list[str] = json.loads(done.stdout)["mcpServers"]["localmem"]["args"]
+    return arguments[arguments.index("mcp") + 5 :]  # after the file and the user
+
+
+def test_what_is_printed_carries_what_the_environment_says(own_store: Store) -> None:
+    here = os.getcwd()
+    told = printed(
+        own_store,
+        LOCALMEM_GENERATOR="models/small.gguf",
+        LOCALMEM_KEY_FILE="store.key",
+        LOCALMEM_AUDIT_KEYCHAIN="audit",
+        LOCALMEM_CHECKPOINT="mark",
+        LOCALMEM_ACTOR="laptop",
+    )
+    assert told == [
+        "--key-file", f"{here}/store.key", "--checkpoint", f"{here}/mark", "--audit-keychain", "audit",
+        "--generator", f"{here}/models/small.gguf", "--actor", "laptop",
+    ]  # fmt: skip
+    told = printed(own_store, LOCALMEM_KEYCHAIN="store", LOCALMEM_AUDIT_KEY_FILE="audit.key")
+    assert told == ["--audit-key-file", f"{here}/audit.key", "--keychain", "store"]
+    for spec in ("http://127.0.0.1:8080/v1#small", "none"):
+        assert printed(own_store, LOCALMEM_GENERATOR=spec) == ["--generator", spec]
+
+
+def test_what_is_given_counts_more_than_the_environment(own_store: Store) -> None:
+    told = printed(
+        own_store, "--keychain", "mine", "--generator", "none",
+        LOCALMEM_KEY_FILE="other.key", LOCALMEM_GENERATOR="other.gguf", LOCALMEM_KEY="a passphrase of the shell",
+    )  # fmt: skip
+    assert told == ["--keychain", "mine", "--generator", "none"]
+
+
+def test_a_key_that_can_not_be_printed_is_refused(own_store: Store) -> None:
+    for words, more in ((("--ask-key",), {}), ((), {"LOCALMEM_KEY": "a passphrase of the shell"})):
+        done = run(own_store, "--print-config", "cursor", *words, **more)
+        assert (done.returncode, done.stdout) == (2, "")
+        assert "--key-file" in done.stderr
+        assert "passphrase of" not in done.stderr
+    both = run(own_store, "--print-config", "cursor", LOCALMEM_KEY_FILE="a", LOCALMEM_KEYCHAIN="b")
+    assert (both.returncode, "only one of LOCALMEM_KEY_FILE and LOCALMEM_KEYCHAIN" in both.stderr) == (2, True)
+
+
+URL = "http://127.0.0.1:8765/mcp"
+HEADERS = {"Authorization": f"Bearer {TOKEN}"}
+REMOTE = {
+    "claude-code": {"type": "http", "url": URL, "headers": HEADERS},
+    "cline": {"type": "streamableHttp", "url": URL, "headers": HEADERS},
+    "codex": {"url": URL, "http_headers": HEADERS},
+    "cursor": {"url": URL, "headers": HEADERS},
+    "gemini": {"httpUrl": URL, "headers": HEADERS},
+    "lmstudio": {"url": URL, "headers": HEADERS},
+    "opencode": {"type": "remote", "enabled": True, "url": URL, "headers": HEADERS},
+    "vscode": {"type": "http", "url": URL, "headers": HEADERS},
+    "windsurf": {"serverUrl": URL, "headers": HEADERS},
+    "zed": {"url": URL, "headers": HEADERS},
+}
+
+
+@pytest.mark.parametrize("client_name", REMOTE)
+def test_what_is_printed_for_a_client_reaches_the_server_over_http(own_store: Store, client_name: str) -> None:
+    done = run(own_store, "--http", "--print-config", client_name, LOCALMEM_MCP_TOKEN=TOKEN)
+    assert done.returncode == 0
+    shape = (tomllib.loads if client_name == "codex" else json.loads)(done.stdout)
+    for key in WHERE[client_name]:
+        shape = shape[key]
+    assert shape["localmem"] == REMOTE[client_name]
+
+
+def test_the_printed_address_is_one_that_answers(own_store: Store, tmp_path: Path) -> None:
+    place = str(tmp_path / "token")
+    with serving(own_store, "--token-file", place, token=None) as web:
+        words = ("--http", "--token-file", place, "--port", str(web.port), "--host", "localhost")
+        entry = json.loads(run(own_store, *words, "--print-config", "vscode").stdout)["servers"]["localmem"]
+        assert entry["url"] == f"http://127.0.0.1:{web.port}/mcp"
+        assert sent(web, **entry["headers"])[0] == 200
+
+
+def test_what_can_not_be_reached_over_http_is_not_printed(own_store: Store) -> None:
+    known = {"LOCALMEM_MCP_TOKEN": TOKEN}
+    for words, more, said in (
+        (("claude",), known, "stdio"),
+        (("cursor", "--port", "0"), known, "--port 0"),
+        (("cursor",), {}, "--token-file"),
+    ):
+        done = run(own_store, "--http", "--print-config", *words, **more)
+        assert (done.returncode, done.stdout) == (2, "")
+        assert said in done.stderr
+    done = run(own_store, "--http", "--print-config", "cursor", "--host", "0.0.0.0", **known)
+    assert (done.returncode, "this machine alone" in done.stderr) == (1, True)

@@ -16,6 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from jsonschema import Draft202012Validator
 
+from localmem.config import Limits
 from localmem.errors import ClosedError, InvalidInputError, ScopeError
 from localmem.memory import BoundMemory, Memory
 from localmem.tools import SETS, STYLES, TOOLS
@@ -41,8 +42,8 @@ class Life:
     def call(self, name: str, /, tools: str = "full", **arguments: Any) -> dict[str, Any]:
         return self.ann.dispatch(name, arguments, tools)
 
-    def error(self, name: str, arguments: Any = None) -> dict[str, str]:
-        answer = self.ann.dispatch(name, arguments)
+    def error(self, name: str, arguments: Any = None, tools: str = "full") -> dict[str, str]:
+        answer = self.ann.dispatch(name, arguments, tools)
         assert set(answer) == {"error"}, answer
         assert set(answer["error"]) == {"type", "message"}
         return answer["error"]
@@ -127,7 +128,10 @@ CALLS: dict[str, tuple[Callable[[Life], dict[str, Any]], Callable[[Life, dict[st
         lambda life: {"memory_ids": f"{life.boat}, {life.tea}"},
         lambda life, answer: len(answer["results"]) == 2 and life.known == [],
     ),
-    "delete_all_memories": (lambda life: {}, lambda life, answer: answer == {"deleted": 2} and life.known == []),
+    "delete_all_memories": (
+        lambda life: {"confirm": True},
+        lambda life, answer: answer == {"deleted": 2} and life.known == [],
+    ),
 }
 CALLS["add_memories"], CALLS["search_memory"] = CALLS["add_memory"], CALLS["search_memories"]
 
@@ -188,7 +192,7 @@ def test_every_tool_does_its_work_and_answers_in_its_shape(life: Life, name: str
     arguments, is_right = CALLS[name]
     given = arguments(life)
     Draft202012Validator(BY_NAME[name].input_schema).validate(given)
-    answer = life.ann.dispatch(name, json.dumps(given))
+    answer = life.ann.dispatch(name, json.dumps(given), "full")
     assert json.loads(json.dumps(answer)) == answer
     Draft202012Validator(BY_NAME[name].output_schema).validate(answer)
     assert is_right(life, answer), answer
@@ -198,7 +202,7 @@ def test_every_tool_does_its_work_and_answers_in_its_shape(life: Life, name: str
 @pytest.mark.parametrize("name", [each.name for each in TOOLS if not each.input_schema["required"]])
 def test_tools_without_needs_take_nothing(life: Life, name: str) -> None:
     for nothing in (None, {}, "", "{}", "null"):
-        Draft202012Validator(BY_NAME[name].output_schema).validate(life.ann.dispatch(name, nothing))
+        Draft202012Validator(BY_NAME[name].output_schema).validate(life.ann.dispatch(name, nothing, "full"))
 
 
 def test_what_is_added_is_found_at_once_and_read_later(life: Life) -> None:
@@ -229,6 +233,7 @@ def test_a_turn_that_waits_is_marked(open_memory: Opener) -> None:
     Draft202012Validator(BY_NAME["search_memories"].output_schema).validate({"results": [found]})
     status = ann.dispatch("memory_status", {"episode_id": added["episode_id"]})
     assert status["state"] == "waiting"
+    assert added["hint"].startswith("Recorded, and found by search_memories at once.")
     whole = ann.dispatch("memory_status")
     assert whole["waiting"] == 1
     for answer in (status, whole):
@@ -245,9 +250,76 @@ def test_without_a_model_words_are_kept_and_the_user_is_told_why(open_memory: Op
         assert time.monotonic() - began < 60
         time.sleep(0.05)
     assert "none.gguf" in told["hint"]
+    assert told["hint"].endswith("install the default with: localmem models install, or give another path")
     assert told["waiting"] == 1
     assert texts(ann.dispatch("search_memories", {"query": "cello"})) == ["I play the cello"]
     Draft202012Validator(BY_NAME["memory_status"].output_schema).validate(told)
+    again = ann.dispatch("add_memory", {"text": "Please forget the cello"})
+    assert again["hint"].startswith("Recorded, and found by search_memories at once. It can't be read now.")
+    status = ann.dispatch("memory_status", {"episode_id": again["episode_id"]})
+    for answer in (again, status):
+        assert told["hint"].partition("Tell the user: ")[2] in answer["hint"]
+    assert status["error"] in (None, "The model's file is not there.")
+    ann.delete_all()  # what waits is not read any more, and the model is missing all the same
+    whole = ann.dispatch("memory_status")
+    assert (whole["waiting"], "Nothing waits, but" in whole["hint"], "none.gguf" in whole["hint"]) == (0, True, True)
+
+
+def test_a_paused_reading_is_told(memory: Memory) -> None:
+    ann = memory.bound(user_id="ann")
+    memory.pause_worker()
+    added = ann.dispatch("add_memory", {"text": "I play the cello"})
+    status = ann.dispatch("memory_status", {"episode_id": added["episode_id"]})
+    for answer in (added, status, ann.dispatch("memory_status")):
+        assert "paused" in answer["hint"]
+
+
+def test_what_added_nothing_is_told_as_that(life: Life) -> None:
+    for text in ("fact: User owns a boat", "What a day"):
+        added = life.call("add_memory", text=text)
+        assert life.memory.flush(timeout=60)["flushed"]
+        status = life.call("memory_status", episode_id=added["episode_id"])
+        assert (status["state"], status["results"]) == ("done", [])
+        assert status["hint"].startswith("Nothing new was kept of it")
+
+
+def test_a_failure_is_told_as_a_sentence(open_memory: Opener) -> None:
+    ann = open_memory(generator=Listener(fail=True)).bound(user_id="ann")
+    added = ann.dispatch("add_memory", {"text": "I play the cello"})
+    began = time.monotonic()
+    while (told := ann.dispatch("memory_status", {"episode_id": added["episode_id"]}))["error"] is None:
+        assert time.monotonic() - began < 60
+        time.sleep(0.05)
+    assert told["error"].endswith(".")
+    assert " " in told["error"]
+
+
+def test_a_search_that_finds_nothing_of_use_says_so(life: Life) -> None:
+    nobody = life.memory.bound(user_id="nobody")
+    shape = Draft202012Validator(BY_NAME["search_memories"].output_schema)
+    for answer, hint in (
+        (nobody.dispatch("search_memories", {"query": "boat"}), "Nothing that is remembered fits this well."),
+        (life.call("search_memories", query="zebra", threshold=1), "Nothing that is remembered fits this well."),
+        (
+            life.call("search_memories", query="tea", when="2024-12-01"),
+            "Nothing was known to be true on 2024-12-01 that fits.",
+        ),
+    ):
+        shape.validate(answer)
+        assert (answer["results"], answer["hint"]) == ([], hint)
+    assert "hint" not in life.call("search_memories", query="User owns a boat")
+    poor = life.call("search_memories", query="xylophone")
+    assert 0 <= max(each["score"] for each in poor["results"]) < 0.05
+    assert poor["hint"] == "Nothing that is remembered fits this well."
+
+
+def test_what_is_told_of_a_lock_is_for_a_model(open_memory: Opener) -> None:
+    memory = open_memory(limits=Limits(lock_wait_s=0.2))
+    memory_id = memory.add("tea", infer=False, user_id="ann")["results"][0]["id"]
+    with open_memory()._engine.store.write():
+        answer = memory.bound(user_id="ann").dispatch("delete_memory", {"memory_id": memory_id})
+    assert answer["error"]["type"] == "LockedError"
+    assert answer["error"]["message"].endswith("; try again")
 
 
 def test_pages_show_each_memory_once_newest_first(memory: Memory) -> None:
@@ -318,7 +390,7 @@ def test_a_foreign_id_is_answered_like_an_unknown_one(life: Life, name: str, par
     foreign = life.bobs_episode if parameter == "episode_id" else life.bobs
     before = life.memory.history(life.bobs)
     more = {"text": "User likes gin"} if name == "update_memory" else {}
-    answers = [life.ann.dispatch(name, {parameter: each, **more}) for each in (foreign, UNKNOWN)]
+    answers = [life.ann.dispatch(name, {parameter: each, **more}, "full") for each in (foreign, UNKNOWN)]
     told = [json.dumps(each).replace(foreign, "ID").replace(UNKNOWN, "ID") for each in answers]
     assert told[0] == told[1]
     assert "rum" not in told[0]
@@ -357,24 +429,72 @@ def test_read_only_handles_have_nothing_that_writes(life: Life) -> None:
     assert shown == set(NAMES) - set(writing)
     assert len(writing) == 6
     for name in writing:
-        answer = reader.dispatch(name, CALLS[name][0](life))
-        assert answer["error"]["type"] == "UnknownToolError"
+        answer = reader.dispatch(name, CALLS[name][0](life), "full")
+        assert answer["error"]["type"] == "ReadOnlyError"
+        assert answer["error"]["message"].startswith("this memory is read-only")
+        assert "add_memory" not in answer["error"]["message"]
     assert sorted(life.known) == ["User likes black tea", "User owns a boat"]
     for name in shown:
         arguments, is_right = CALLS[name]
-        assert is_right(life, reader.dispatch(name, arguments(life)))
+        assert is_right(life, reader.dispatch(name, arguments(life), "full"))
 
 
 def test_tools_that_were_not_shown_are_not_there(life: Life) -> None:
-    answer = life.call("delete_all_memories", tools="core")
-    assert answer["error"]["type"] == "UnknownToolError"
+    """What tools_schema() offers when it is not told of a set is what dispatch() runs when it is not."""
+    reader = life.memory.bound(user_id="ann", read_only=True)
+    for handle, shown in ((life.ann, CORE), (reader, [name for name in CORE if not BY_NAME[name].writes])):
+        for name in set(NAMES) - set(CORE):
+            error = handle.dispatch(name, CALLS[name][0](life))["error"]
+            assert error["type"] == "UnknownToolError"
+            assert error["message"].split("The tools are: ")[1].split(", ") == shown
     assert len(life.known) == 2
 
 
-@pytest.mark.parametrize("name", ["search", "searchMemories", "", "SEARCH_MEMORIES", None, 7])
+@pytest.mark.parametrize(
+    "arguments",
+    [None, {}, "{}", *({"confirm": each} for each in (False, None, "", "no", "yes", 1, [True], {}, "of course", "1"))],
+    ids=str,
+)
+def test_all_is_deleted_on_a_plain_yes_alone(life: Life, arguments: Any) -> None:
+    error = life.error("delete_all_memories", arguments)
+    assert error["type"] == "InvalidInputError"
+    assert error["message"].startswith("this would delete all 2 memories; nothing was deleted. Only if the user asked")
+    assert len(life.known) == 2
+
+
+@pytest.mark.parametrize("arguments", [{"confirm": "true"}, '{"confirm": true}', {"arguments": {"confirm": True}}])
+def test_all_is_deleted_once_it_is_confirmed(life: Life, arguments: Any) -> None:
+    assert life.ann.dispatch("delete_all_memories", arguments, "full") == {"deleted": 2}
+    assert life.known == []
+
+
+@pytest.mark.parametrize("name", [each.name for each in TOOLS if each.destructive])
+def test_no_error_shows_a_call_that_deletes(life: Life, name: str) -> None:
+    for wrong in ({"topic": "tea", **CALLS[name][0](life)}, {"topic": "tea"}, "no JSON", ["x"], 7):
+        message = life.error(name, wrong)["message"]
+        assert "Call it like this" not in message
+        assert "{}" not in message
+        assert '{"confirm": true}' not in message
+        for known in (life.tea, life.boat):
+            assert known not in message
+    assert len(life.known) == 2
+
+
+@pytest.mark.parametrize("name", ["search", "searchMemories", "", "SEARCH_MEMORIES", None, 7, ["search_memories"]])
 def test_a_wrong_name_is_answered_with_the_right_ones(life: Life, name: Any) -> None:
     message = life.error(name, {})["message"]
     assert all(each in message for each in NAMES)
+    shown = life.error(name, {}, "core")["message"].split("The tools are: ")[1]
+    assert shown.split(", ") == CORE
+
+
+@pytest.mark.parametrize("prefix", ["functions.", "localmem.", "localmem__", "functions.localmem__", "mcp__localmem__"])
+def test_what_stands_before_a_name_is_taken_off(life: Life, prefix: str) -> None:
+    found = life.ann.dispatch(f"{prefix}search_memories", {"query": "boat", "limit": 1})
+    assert texts(found) == ["User owns a boat"]
+    error = life.ann.dispatch(f"{prefix}delete_all_memories", {"confirm": True})["error"]
+    assert error["type"] == "UnknownToolError"
+    assert len(life.known) == 2
 
 
 # -------------------------------------------------------------------- what models send
@@ -395,6 +515,11 @@ REPAIRED: list[tuple[str, Any]] = [
     ("a date in words", {"query": "boat", "limit": 1, "when": "20 March 2025"}),
     ("a wrapping beside whose memory it is", {"arguments": {"query": "boat", "limit": 1}, "user_id": "ann"}),
     ("blanks around", {"query": " boat\n", "limit": " 1 "}),
+    ("a fence", '```json\n{"query": "boat", "limit": 1}\n```'),
+    ("a fence without a name", ' ```\n{"query": "boat", "limit": 1}```\n'),
+    ("as Python writes it", "{'query': 'boat', 'limit': 1, 'threshold': None}"),
+    ("as Python writes it, in a fence", "```python\n{'query': 'boat', 'limit': (1,)}\n```"),
+    ("as Python writes it, in JSON text", json.dumps("{'query': 'boat', 'limit': 1}")),
 ]
 
 
@@ -425,6 +550,7 @@ def test_what_is_of_no_use_is_left_out_and_said(life: Life) -> None:
         {"query": "tea"},
         {"memory_ids": "x"},
         {"confirm": True, "topic": "tea"},
+        {"confirm": True, "user_id": "bob"},
         {"memory_id": UNKNOWN},
         {"arguments": {"query": "tea"}},
         {"arguments": {}, "query": "tea"},
@@ -461,14 +587,31 @@ REFUSED: list[tuple[str, Any, tuple[str, ...]]] = [
     ("search_memories", '{"query": "x"', ("not JSON", '{"query": ')),
     ("search_memories", ["x"], ("a list", '{"query": ')),
     ("search_memories", "[" * 100_000, ("not JSON",)),
+    ("search_memories", "{" * 1_000, ("not JSON",)),
+    ("search_memories", "{'query': " + "-" * 9_000 + "1}", ("not JSON",)),
+    ("search_memories", "{'query', 'boat'}", ("not JSON",)),
+    ("search_memories", "{'query': {1j}}", ("not JSON",)),
+    ("search_memories", "{'query': open('x')}", ("not JSON",)),
+    ("search_memories", r"{'query': 'C:\Users\dora'}", ("not JSON",)),
+    ("search_memories", {"query": "x" * 100_001}, ("query has 100,001 characters", "send less text")),
     ("add_memory", {"text": "x", "role": "robot"}, ("role is 'robot'", "user, assistant")),
     ("add_memory", {"text": "\ud800"}, ("text holds a lone surrogate",)),
-    ("add_memory", {"text": "x" * 2_000_000}, ("text has 2,000,000 bytes", "shorten")),
+    ("add_memory", {"text": "x" * 2_000_000}, ("text has 2,000,000 bytes", "1,000,000; send less text")),
+    ("add_memory", {"text": "x", "when": "2025-04-01"}, ("the date on which it was said, not", "leave it out")),
     ("list_memories", {"offset": -1}, ("offset must be between 0 and 1,000,000,000, not -1",)),
     ("memory_decisions", {"unsupported": "perhaps"}, ("unsupported must be true or false",)),
     ("delete_memory", {"memory_id": "a, b"}, ("memory_id must be one id, not 2",)),
     ("delete_memory", {"memory_id": "memory"}, ("no memory has the id 'memory'", "search_memories")),
     ("delete_memory", {"memory_id": UNKNOWN, "why": "wrong"}, ("no parameter 'why'", "memory_id")),
+    ("delete_memory", {"memory_id": None}, ("a result without an id is a text that is not read yet; wait",)),
+    ("delete_memories", {"memory_ids": f"{UNKNOWN}, null"}, ("a result without an id", "Please forget")),
+    ("update_memory", {"memory_id": "None", "text": "x"}, ("a result without an id",)),
+    ("get_memory", {"memory_id": "null"}, ("a result without an id",)),
+    ("get_memory", {"memory_id": "Harbour-KEY"}, ("no memory has the id 'Harbour-KEY'",)),
+    ("update_memory", {"memory_id": "Harbour-KEY", "text": "x"}, ("no memory has the id 'Harbour-KEY'",)),
+    ("delete_memory", {"memory_id": "Harbour-KEY"}, ("no memory has the id 'Harbour-KEY'",)),
+    ("memory_history", {"memory_id": "Harbour-KEY" * 9}, ("no memory has the id 'Harbour-KEYHarbour",)),
+    ("delete_all_memories", {"confirm": "maybe"}, ("all 2 memories", "nothing was deleted")),
     ("delete_memories", {"memory_ids": " , "}, ("memory_ids is empty", "for example")),
     ("get_memory", {"memory_id": UNKNOWN}, (f"no memory has the id '{UNKNOWN}'", "list_memories")),
 ]
@@ -480,6 +623,7 @@ def test_what_can_not_be_repaired_is_explained(life: Life, name: str, arguments:
     for part in parts:
         assert part in message
     assert len(message) < 400
+    assert "Limits" not in message
     assert len(life.known) == 2
 
 
@@ -490,6 +634,8 @@ def test_an_error_does_not_repeat_what_was_said(life: Life) -> None:
         ("add_memory", {"text": {"said": secret}}),
         ("search_memories", {"query": "x", "limit": secret}),
         ("search_memories", f'{{"query": "{secret}'),
+        ("search_memories", f"{{'query': '{secret}'"),
+        ("search_memories", f"```\n{{'query': [{secret}]}}\n```"),
     ):
         assert "harbour" not in life.error(name, arguments)["message"]
 
@@ -507,7 +653,7 @@ PARAMETERS = sorted({parameter.name for each in TOOLS for parameter in each.para
     st.sampled_from(NAMES), st.dictionaries(st.sampled_from(PARAMETERS) | st.text(max_size=10), JSON_VALUES, max_size=5)
 )
 def test_whatever_a_model_sends_is_answered(life: Life, name: str, arguments: dict[str, Any]) -> None:
-    answer = life.ann.dispatch(name, arguments)
+    answer = life.ann.dispatch(name, arguments, "full")
     if "error" in answer:
         assert answer["error"]["message"]
     else:

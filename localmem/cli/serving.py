@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +14,7 @@ import click
 from localmem import terminal
 from localmem.cli.options import Options, cli, open_memory, pass_options, shared
 from localmem.config import WorkerOptions, settings
+from localmem.errors import InvalidInputError
 from localmem.mcp_server import access, clients, load
 from localmem.terminal import say
 from localmem.tools import SETS
@@ -26,7 +28,7 @@ ACTOR = "mcp"  # in the audit chain
 
 @cli.command()
 @click.option("--tools", type=click.Choice(SETS), default="core", show_default=True, help="Which tools a model gets.")
-@click.option("--read-only", is_flag=True, help="No tool that writes.")
+@click.option("--read-only", is_flag=True, help="No tool that writes; so too where the store can't be written to.")
 @click.option("--http", is_flag=True, help="Serve over HTTP on this machine instead of stdin and stdout.")
 @click.option("--port", type=click.IntRange(0, 65535), default=PORT, show_default=True, help="With --http; 0: any.")
 @click.option("--host", default="127.0.0.1", show_default=True, help="With --http: a loopback address.")
@@ -36,7 +38,7 @@ ACTOR = "mcp"  # in the audit chain
     "client",
     type=click.Choice(list(clients.CLIENTS)),
     metavar="CLIENT",
-    help=f"Print what to paste into the settings of: {', '.join(clients.CLIENTS)}.",
+    help=f"Print what to paste into the settings of: {', '.join(clients.CLIENTS)}. With --http: to reach it there.",
 )
 @shared
 @pass_options
@@ -62,15 +64,21 @@ def mcp(
     \b
     --json: with --print-config {"client", "file", "config": text}
     """
+    if not http:
+        _refuse_without_http()
+    if options.ask_key and not http:
+        raise click.UsageError("--ask-key can't ask where a client is at the other end; use --key-file or --keychain")
+    if client is not None and http:
+        _print_address(options, client, host, port, token_file)
+        return
     if client is not None:
         _print_config(options, client, tools=tools, read_only=read_only)
         return
-    if token_file and not http:
-        raise click.UsageError("--token-file goes with --http")
-    if options.ask_key and not http:
-        raise click.UsageError("--ask-key can't ask where a client is at the other end; use --key-file or --keychain")
     serving = load()
+    _check_generator(options)
     if not http:
+        if sys.stdin is None or sys.stdout is None:  # descriptors that are closed
+            raise InvalidInputError("there is no stdin or stdout to talk to a client over; open them, or use --http")
         if sys.stdin.isatty() and not options.quiet:
             say("waiting for an MCP client on stdin; --print-config shows how one starts this command", "dim")
         with serving.stdout_apart():
@@ -80,12 +88,36 @@ def mcp(
     listening = access.listen(host, port)
     token = _token(token_file)
     served = _served(options, serving, tools=tools, read_only=read_only)
-    say(f"serving {options.who} at http://{access.authority(listening)}{serving.HTTP_PATH}")
+    say(f"serving {options.who} at http://{access.authority(listening)}{access.HTTP_PATH}")
     serving.serve_http(served, listening, token)
+
+
+def _refuse_without_http() -> None:
+    """UsageError for what goes with --http, given without it."""
+    context = click.get_current_context()
+    for name in ("port", "host", "token_file"):
+        if context.get_parameter_source(name) is click.core.ParameterSource.COMMANDLINE:
+            raise click.UsageError(f"--{name.replace('_', '-')} goes with --http")
+
+
+def _check_generator(options: Options) -> None:
+    """Refuse a generator that can't be one now, where somebody reads it: texts would wait for it in silence."""
+    from localmem.llm import open_generator
+    from localmem.llm_model import check_gguf
+
+    spec = options.generator or settings().generator
+    if spec is None:  # the installed one, which may be installed later
+        return
+    generator = open_generator(spec)
+    if generator is not None and "://" not in spec:
+        check_gguf(Path(spec).expanduser())
 
 
 def _served(options: Options, serving: Any, *, tools: str, read_only: bool) -> Any:
     memory: Memory = open_memory(options, create=not read_only, worker=None if read_only else WorkerOptions())
+    if memory.read_only and not read_only:
+        say(f"{memory.path} or its folder can't be written to: it is served as with --read-only")
+        read_only = True
     handle: BoundMemory = memory.bound(**options.scope, read_only=read_only, purge=False, actor=options.actor or ACTOR)
     return serving.Served(memory, handle, tools, read_only)
 
@@ -106,8 +138,28 @@ def _token(token_file: str | None) -> str:
 
 
 def _print_config(options: Options, client: str, *, tools: str, read_only: bool) -> None:
+    _show_config(options, client, clients.CLIENTS[client].snippet(_launch(options, tools=tools, read_only=read_only)))
+
+
+def _print_address(options: Options, client: str, host: str, port: int, token_file: str | None) -> None:
+    """What a client needs to reach the server that --http starts with these options."""
+    remote = clients.CLIENTS[client].remote
+    if remote is None:
+        raise click.UsageError(
+            f"{client} starts its servers itself: leave out --http, --print-config is for stdio then"
+        )
+    if not port:
+        raise click.UsageError("--port 0 is another port at each start; give one for the client to find the server at")
+    if not token_file and settings().mcp_token is None:
+        raise click.UsageError("a client needs a token that stays: give --token-file, or set LOCALMEM_MCP_TOKEN")
+    token = _token(token_file)
+    address = access.loopback(host)
+    shown = f"[{address}]" if ":" in address else address
+    _show_config(options, client, remote(clients.Address(f"http://{shown}:{port}{access.HTTP_PATH}", token)))
+
+
+def _show_config(options: Options, client: str, snippet: str) -> None:
     known = clients.CLIENTS[client]
-    snippet = known.snippet(_launch(options, tools=tools, read_only=read_only))
     if options.json:
         terminal.print_json({"client": client, "file": known.file, "config": snippet})
         return
@@ -122,21 +174,9 @@ def _launch(options: Options, *, tools: str, read_only: bool) -> clients.Launch:
     command, arguments = _command(), ["mcp", "--file", str(store)]
     for name, value in options.scope.items():
         arguments += [f"--{name.removesuffix('_id')}", value]
-    for flag, path in (
-        ("--key-file", options.key_file),
-        ("--audit-key-file", options.audit_key_file),
-        ("--checkpoint", options.checkpoint),
-    ):
-        if path:
-            arguments += [flag, str(Path(path).expanduser().absolute())]
-    for flag, value in (
-        ("--keychain", options.keychain),
-        ("--audit-keychain", options.audit_keychain),
-        ("--generator", options.generator),
-        ("--durability", options.durability),
-        ("--actor", options.actor),
-        ("--tools", tools if tools != SETS[0] else None),
-    ):
+    for flag, value in _named(options):
+        arguments += [flag, value]
+    for flag, value in (("--durability", options.durability), ("--tools", tools if tools != SETS[0] else None)):
         if value:
             arguments += [flag, value]
     if read_only:
@@ -144,6 +184,49 @@ def _launch(options: Options, *, tools: str, read_only: bool) -> clients.Launch:
     home = os.environ.get("LOCALMEM_HOME")
     environment = {"LOCALMEM_HOME": str(Path(home).expanduser().absolute())} if home else {}
     return clients.Launch(command[0], (*command[1:], *arguments), environment)
+
+
+def _named(options: Options) -> Iterator[tuple[str, str]]:
+    """Keys, model and who acts, given or from the environment, which a client doesn't hand on to what it starts."""
+    found = settings()
+    key_file, keychain = _either(options.key_file, options.keychain, found.key_file, found.keychain, "KEY")
+    if found.key is not None and not options.key_file and not options.keychain:
+        raise click.UsageError("LOCALMEM_KEY has no place in a client's settings: put the key into a --key-file")
+    audit = _either(
+        options.audit_key_file, options.audit_keychain, found.audit_key_file, found.audit_keychain, "AUDIT_KEY"
+    )
+    for flag, path in (
+        ("--key-file", key_file),
+        ("--audit-key-file", audit[0]),
+        ("--checkpoint", options.checkpoint or found.checkpoint),
+    ):
+        if path:
+            yield flag, str(Path(path).expanduser().absolute())
+    generator = options.generator or found.generator
+    if generator and generator != "none" and "://" not in generator:
+        generator = str(Path(generator).expanduser().absolute())
+    for flag, value in (
+        ("--keychain", keychain),
+        ("--audit-keychain", audit[1]),
+        ("--generator", generator),
+        ("--actor", options.actor or found.actor),
+    ):
+        if value:
+            yield flag, value
+
+
+def _either(
+    file: str | None, keychain: str | None, env_file: str | None, env_keychain: str | None, name: str
+) -> tuple[str | None, str | None]:
+    """Where a key is: as given, else as the environment says. UsageError for two places."""
+    if file and keychain:
+        option = name.lower().replace("_", "-")
+        raise click.UsageError(f"give --{option}-file or --{option.replace('key', 'keychain')}, not both")
+    if file or keychain:
+        return file, keychain
+    if env_file and env_keychain:
+        raise click.UsageError(f"set only one of LOCALMEM_{name}_FILE and LOCALMEM_{name.replace('KEY', 'KEYCHAIN')}")
+    return env_file, env_keychain
 
 
 def _command() -> list[str]:

@@ -19,6 +19,7 @@ from localmem import files
 from localmem.errors import InvalidInputError, StorageError
 
 TOKEN_CHARS_MIN = 16
+HTTP_PATH = "/mcp"
 NAMES = ("127.0.0.1", "localhost", "[::1]")  # loopback, as a Host header has it
 
 Message = MutableMapping[str, Any]
@@ -28,10 +29,12 @@ App = Callable[[Message, Receive, Send], Awaitable[None]]
 
 
 class Guard:
-    """An ASGI application before another: 421 for another Host, 403 for another Origin, 401 without the token."""
+    """An ASGI application before another: 421 for another Host, 403 for another Origin, 401 without the token, and for
+    who has it 404 at another path."""
 
-    def __init__(self, app: App, token: str, authorities: frozenset[str]) -> None:
+    def __init__(self, app: App, token: str, authorities: frozenset[str], path: str) -> None:
         self._app = app
+        self._path = path
         self._token = _digest(token.encode())
         self._hosts = {each.encode() for each in authorities}
         self._origins = {f"http://{each}".encode() for each in authorities}
@@ -39,7 +42,7 @@ class Guard:
     async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
         """Let a request through, or answer it."""
         if scope["type"] == "http":
-            refused = self._refusal(scope["headers"])
+            refused = self._refusal(scope["headers"]) or self._elsewhere(scope["path"])
             if refused is not None:
                 await _answer(send, *refused)
                 return
@@ -60,6 +63,10 @@ class Guard:
         if len(tokens) != 1 or not self._is_token(tokens[0]):
             return 401, "send the header Authorization: Bearer and the token that the server was started with"
         return None
+
+    def _elsewhere(self, path: str) -> tuple[int, str] | None:
+        """Status and words for another path than the server's."""
+        return None if path.rstrip("/") == self._path else (404, f"the MCP server is at {self._path}")
 
     def _is_token(self, value: bytes) -> bool:
         kind, _, given = value.partition(b" ")
@@ -82,15 +89,21 @@ async def _answer(send: Send, status: int, words: str) -> None:
 # -------------------------------------------------------------------- where
 
 
-def listen(host: str, port: int) -> socket.socket:
-    """A listening socket on a loopback address; port 0 is any that is free. Other addresses: InvalidInputError."""
+def loopback(host: str) -> str:
+    """A loopback address without brackets. Other addresses: InvalidInputError."""
     address = "127.0.0.1" if host == "localhost" else host.strip("[]")
     try:
-        loopback = ipaddress.ip_address(address).is_loopback
+        is_loopback = ipaddress.ip_address(address).is_loopback
     except ValueError:
-        loopback = False
-    if not loopback:
+        is_loopback = False
+    if not is_loopback:
         raise InvalidInputError(f"the server is for this machine alone: {host!r:.60} is no loopback address")
+    return address
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """A listening socket on a loopback address; port 0 is any that is free. Other addresses: InvalidInputError."""
+    address = loopback(host)
     made = socket.socket(socket.AF_INET6 if ":" in address else socket.AF_INET, socket.SOCK_STREAM)
     try:
         made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)

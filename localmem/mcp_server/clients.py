@@ -21,11 +21,26 @@ class Launch:
 
 
 @dataclass(frozen=True, slots=True)
+class Address:
+    """Where the server is reached over HTTP, and the token that it was started with."""
+
+    url: str
+    token: str
+
+    @property
+    def headers(self) -> dict[str, JSON]:
+        """What each request carries."""
+        return {"Authorization": f"Bearer {self.token}"}
+
+
+@dataclass(frozen=True, slots=True)
 class Client:
-    """A client, the file that its servers stand in, and what stands there."""
+    """A client, the file that its servers stand in, and what stands there: for one that it starts, and for one that
+    runs at an address, where the client can reach one."""
 
     file: str
     snippet: Callable[[Launch], str]
+    remote: Callable[[Address], str] | None = None
 
 
 def _as_json(*path: str, more: Mapping[str, JSON] | None = None) -> Callable[[Launch], str]:
@@ -36,6 +51,15 @@ def _as_json(*path: str, more: Mapping[str, JSON] | None = None) -> Callable[[La
         if launch.environment:
             shape["env"] = dict(launch.environment)
         return _nested(shape, path)
+
+    return snippet
+
+
+def _remote(*path: str, url: str = "url", more: Mapping[str, JSON] | None = None) -> Callable[[Address], str]:
+    """The URL under the name that a client has for it, and the headers, below the keys of a path."""
+
+    def snippet(address: Address) -> str:
+        return _nested({**(more or {}), url: address.url, "headers": address.headers}, path)
 
     return snippet
 
@@ -67,6 +91,11 @@ def _codex(launch: Launch) -> str:
     return "\n".join(lines)
 
 
+def _codex_remote(address: Address) -> str:
+    headers = ", ".join(f"{name} = {_toml(str(value))}" for name, value in address.headers.items())
+    return f"[mcp_servers.{NAME}]\nurl = {_toml(address.url)}\nhttp_headers = {{ {headers} }}"
+
+
 def _toml(text: str) -> str:
     return json.dumps(text, ensure_ascii=False).replace("\x7f", "\\u007f")
 
@@ -79,17 +108,33 @@ CLIENTS: dict[str, Client] = {
         _SERVERS,
     ),
     "claude-code": Client(
-        ".mcp.json in the project, or ~/.claude.json", _as_json("mcpServers", more={"type": "stdio"})
+        ".mcp.json in the project, or ~/.claude.json",
+        _as_json("mcpServers", more={"type": "stdio"}),
+        _remote("mcpServers", more={"type": "http"}),
     ),
-    "cline": Client("cline_mcp_settings.json (MCP Servers, Configure)", _SERVERS),
-    "codex": Client("~/.codex/config.toml", _codex),
-    "cursor": Client("~/.cursor/mcp.json, or .cursor/mcp.json in the project", _SERVERS),
-    "gemini": Client("~/.gemini/settings.json", _SERVERS),
-    "lmstudio": Client("~/.lmstudio/mcp.json (Program, Install, Edit mcp.json)", _SERVERS),
-    "opencode": Client("~/.config/opencode/opencode.json, or opencode.json in the project", _opencode),
-    "vscode": Client(".vscode/mcp.json in the project", _as_json("servers", more={"type": "stdio"})),
-    "windsurf": Client("~/.codeium/windsurf/mcp_config.json", _SERVERS),
-    "zed": Client("settings.json of Zed (~/.config/zed/settings.json)", _as_json("context_servers")),
+    "cline": Client(
+        "cline_mcp_settings.json (MCP Servers, Configure)",
+        _SERVERS,
+        _remote("mcpServers", more={"type": "streamableHttp"}),
+    ),
+    "codex": Client("~/.codex/config.toml", _codex, _codex_remote),
+    "cursor": Client("~/.cursor/mcp.json, or .cursor/mcp.json in the project", _SERVERS, _remote("mcpServers")),
+    "gemini": Client("~/.gemini/settings.json", _SERVERS, _remote("mcpServers", url="httpUrl")),
+    "lmstudio": Client("~/.lmstudio/mcp.json (Program, Install, Edit mcp.json)", _SERVERS, _remote("mcpServers")),
+    "opencode": Client(
+        "~/.config/opencode/opencode.json, or opencode.json in the project",
+        _opencode,
+        _remote("mcp", more={"type": "remote", "enabled": True}),
+    ),
+    "vscode": Client(
+        ".vscode/mcp.json in the project",
+        _as_json("servers", more={"type": "stdio"}),
+        _remote("servers", more={"type": "http"}),
+    ),
+    "windsurf": Client("~/.codeium/windsurf/mcp_config.json", _SERVERS, _remote("mcpServers", url="serverUrl")),
+    "zed": Client(
+        "settings.json of Zed (~/.config/zed/settings.json)", _as_json("context_servers"), _remote("context_servers")
+    ),
 }
 
-__all__ = ["CLIENTS", "Client", "Launch"]
+__all__ = ["CLIENTS", "Address", "Client", "Launch"]

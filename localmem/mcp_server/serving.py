@@ -16,10 +16,10 @@ import anyio.to_thread
 from mcp.server.lowlevel import Server
 from mcp.server.stdio import stdio_server
 
+from localmem.mcp_server import access
 from localmem.mcp_server.access import Guard, authorities
 from localmem.mcp_server.server import Served, make_server
 
-HTTP_PATH = "/mcp"
 BODY_BYTES_MAX = 4 * 2**20  # a text of Limits.message_bytes_max, escaped
 SESSIONS_MAX = 100
 CONNECTIONS_MAX = 200
@@ -68,14 +68,14 @@ def serve_http(served: Served, listening: socket.socket, token: str) -> None:
 
     _silence_libraries()
     app = make_server(served).streamable_http_app(
-        streamable_http_path=HTTP_PATH,
+        streamable_http_path=access.HTTP_PATH,
         json_response=True,
         max_request_body_size=BODY_BYTES_MAX,
         session_idle_timeout=SESSION_IDLE_S,
         max_sessions=SESSIONS_MAX,
     )
     config = uvicorn.Config(
-        Guard(app, token, authorities(listening)),
+        Guard(app, token, authorities(listening), access.HTTP_PATH),
         loop="asyncio",
         http="h11",
         ws="none",
