@@ -242,7 +242,7 @@ def test_a_turn_that_waits_is_marked(open_memory: Opener) -> None:
 
 
 def test_without_a_model_words_are_kept_and_the_user_is_told_why(open_memory: Opener, tmp_path: Path) -> None:
-    memory = open_memory(generator=tmp_path / "none.gguf")
+    memory = open_memory(generator=tmp_path / ("a" * 200) / "none.gguf")  # a long way to the cure at its end
     ann = memory.bound(user_id="ann")
     ann.dispatch("add_memory", {"text": "I play the cello"})
     began = time.monotonic()
@@ -250,6 +250,7 @@ def test_without_a_model_words_are_kept_and_the_user_is_told_why(open_memory: Op
         assert time.monotonic() - began < 60
         time.sleep(0.05)
     assert "none.gguf" in told["hint"]
+    assert len(told["hint"]) > 300
     assert told["hint"].endswith("install the default with: localmem models install, or give another path")
     assert told["waiting"] == 1
     assert texts(ann.dispatch("search_memories", {"query": "cello"})) == ["I play the cello"]
