@@ -202,7 +202,7 @@ def _change(change: Mapping[str, Any]) -> Answer:
 
 def _add(memory: Bound, given: Mapping[str, Any]) -> Answer:
     message = {"role": given["role"], "content": given["text"]}
-    added = memory.add([message], timestamp=given["when"], wait=False)
+    added = memory.add([message], timestamp=given["when"], wait=False, keep=True)
     hint = tool_words.of_add(memory._worker_now())
     return {"episode_id": added["episode_id"], "status": added["status"], "hint": hint}
 

@@ -276,7 +276,7 @@ def test_a_paused_reading_is_told(memory: Memory) -> None:
 
 
 def test_what_added_nothing_is_told_as_that(life: Life) -> None:
-    for text in ("fact: User owns a boat", "What a day"):
+    for text in ("fact: User owns a boat", "What day is it?"):
         added = life.call("add_memory", text=text)
         assert life.memory.flush(timeout=60)["flushed"]
         status = life.call("memory_status", episode_id=added["episode_id"])
