@@ -14,7 +14,7 @@ from localmem.ingest import Engine
 from localmem.search import INCLUDES, Question, search
 from localmem.types import Hit, Scope
 
-_IDS = ("user_id", "agent_id", "run_id", "session_id")
+IDS = ("user_id", "agent_id", "run_id", "session_id")
 
 
 class Handle(ABC):
@@ -30,7 +30,7 @@ class Handle(ABC):
         """The scope of a call: ids given at the top or inside filters, held within the handle's own scope."""
         self._check_open()
         in_filters, _ = split_scope(filters)
-        given = {name: ids.get(name) for name in _IDS}
+        given = {name: ids.get(name) for name in IDS}
         for name, value in in_filters.items():
             given[name] = inputs.one_of(given[name], value, name, f"filters.{name}", None)
         if self._within is None:
@@ -104,9 +104,9 @@ def narrowed(within: Scope, given: Mapping[str, Any], limits: Limits) -> Scope:
 
 
 def only_ids(ids: Mapping[str, Any]) -> dict[str, Any]:
-    unknown = set(ids) - set(_IDS)
+    unknown = set(ids) - set(IDS)
     if unknown:
-        raise InvalidTypeError(f"unknown argument {sorted(unknown)[0]!r}; the ids are {', '.join(_IDS)}")
+        raise InvalidTypeError(f"unknown argument {sorted(unknown)[0]!r}; the ids are {', '.join(IDS)}")
     return dict(ids)
 
 

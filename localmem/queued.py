@@ -11,7 +11,7 @@ from localmem import inputs, shapes, store_queue
 from localmem.config import Limits
 from localmem.dates import to_iso
 from localmem.errors import ConflictError, InvalidInputError, InvalidTypeError, NotFoundError, ReadOnlyError, ScopeError
-from localmem.handle import Handle, only_ids
+from localmem.handle import IDS, Handle, only_ids
 from localmem.ingest import Said, enqueue, store_all_verbatim
 from localmem.shapes import Results, Shape
 from localmem.worker import STALE_S
@@ -24,8 +24,7 @@ if TYPE_CHECKING:
 EAGER_CHARS = 400  # of an exchange that are embedded before wait=False returns, about 10 ms; the rest right after it
 UNSEEN_S = 60  # a worker whose beat was raised longer ago is dead, as far as stats() tells; a take-over takes 6 s
 LOOK_S = 0.2  # between two looks of flush() at what other processes do
-_IDS = ("user_id", "agent_id", "run_id", "session_id")
-_FIELDS = {"messages", "metadata", "timestamp", "expires_at", *_IDS}
+_FIELDS = {"messages", "metadata", "timestamp", "expires_at", *IDS}
 
 
 class Queued(Handle):
@@ -197,7 +196,7 @@ class Queued(Handle):
         if wrong := set(entry) - known:
             name = sorted(map(str, wrong))[0]
             raise InvalidTypeError(f"{place} has {name!r:.40}; it may have {', '.join(sorted(known))}")
-        own = {name: inputs.one_of(ids[name], entry.get(name), name, f"{place}.{name}", None) for name in _IDS}
+        own = {name: inputs.one_of(ids[name], entry.get(name), name, f"{place}.{name}", None) for name in IDS}
         limits = self._engine.limits
         try:
             both = inputs.metadata(metadata, limits) | inputs.metadata(entry.get("metadata"), limits)
@@ -208,7 +207,7 @@ class Queued(Handle):
     def _said(self, given: Mapping[str, Any], *, infer: bool) -> Said:
         """add()'s arguments, checked."""
         limits = self._engine.limits
-        scope = self._writable(**{name: given.get(name) for name in _IDS})
+        scope = self._writable(**{name: given.get(name) for name in IDS})
         messages = inputs.messages(given["messages"], limits)
         if not infer:  # each becomes a memory
             for i, message in enumerate(messages):

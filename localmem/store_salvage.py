@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from localmem.db.btree import Value
     from localmem.db.damaged import Opened
 
-# Of which nothing can be made anew. The audit chain is read to tell how much of it there is; see salvage.py.
+# Of which nothing can be made anew. The audit chain is read to tell how much of it there is; see salvaging.py.
 TABLES = (
     "setting", "owner", "episode", "message", "memory", "version", "evidence", "contested", "decision", "audit", "purge"
 )  # fmt: skip

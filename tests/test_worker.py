@@ -42,7 +42,6 @@ from localmem.config import Limits, WorkerOptions
 from localmem.encryption import encrypt, rekey
 from localmem.errors import (
     ClosedError,
-    ConflictError,
     EmbedderMismatchError,
     LocalmemError,
     LockedError,
@@ -343,7 +342,7 @@ class TestLocks:
             assert memory.stats()["queue"]["waiting"] == 1
             with pytest.raises(ReadOnlyError):
                 memory.add("fact: User rows", wait=False, **ANN)
-            with pytest.raises(ConflictError):
+            with pytest.raises(ReadOnlyError):
                 memory.start_worker()
             assert memory.flush(timeout=0.1)["flushed"] is False
         monkeypatch.undo()

@@ -50,9 +50,9 @@ def mem0(
     All are written, or none. The same command again adds what is new.
 
     \b
-    --json: {"source", "history": file or null, "history_missing", "found", "added",
-      "known", "versions", "skipped": {reason: count}, "owners": [{"user_id"?,
-      "agent_id"?, "run_id"?, "memories"}], "dry_run"}
+    --json: {"source", "history": file or null, "history_missing", "found",
+      "added", "known", "versions", "skipped": {reason: count}, "dry_run",
+      "owners": [{"user_id"?, "agent_id"?, "run_id"?, "memories"}]}
     """
     from localmem.mem0_import import import_mem0
 

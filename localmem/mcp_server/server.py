@@ -20,7 +20,7 @@ from mcp.server.lowlevel import Server
 from mcp.shared.exceptions import MCPError
 
 from localmem import __version__
-from localmem.errors import ConflictError, LocalmemError
+from localmem.errors import ConflictError, LocalmemError, ReadOnlyError
 from localmem.tools import Tool, table
 
 if TYPE_CHECKING:
@@ -75,7 +75,7 @@ class Served:
         what the first call would wait for."""
         threading.Thread(target=self._preload, name="localmem-preload", daemon=True).start()
         if not self.read_only:
-            with contextlib.suppress(ConflictError):  # on a disk that can't be written to
+            with contextlib.suppress(ConflictError, ReadOnlyError):  # on a disk that can't be written to
                 self.memory.start_worker()
 
     def _preload(self) -> None:
