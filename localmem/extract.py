@@ -300,7 +300,7 @@ def _by_sentence(mark: marks.Mark, messages: Sequence[Message]) -> Iterator[mark
     for start, _ in clauses.sentences(text[span.start : span.end])[1:]:
         rest = replace(mark, span=replace(span, start=span.start + start))
         ended = text[: rest.span.start].rstrip(" ").endswith((".", "!", "?"))
-        if ended and _wording(rest, messages, None) and _told_from(rest, messages) == rest.span.start:
+        if ended and _stands_alone(rest, messages):
             starts.append(rest.span.start)
     starts += [joint.end() for joint in _AND_ANOTHER.finditer(text, span.start, span.end)]
     starts += [
@@ -316,8 +316,12 @@ def _two_facts(mark: marks.Mark, joint: re.Match[str], messages: Sequence[Messag
     span = mark.span
     before = replace(mark, span=replace(span, end=joint.start()))
     after = replace(mark, span=replace(span, start=joint.end()))
-    stands = _told_from(after, messages) == after.span.start
-    return stands and all(_wording(each, messages, None) is not None for each in (before, after))
+    return _stands_alone(after, messages) and bool(_wording(before, messages, None))
+
+
+def _stands_alone(mark: marks.Mark, messages: Sequence[Message]) -> bool:
+    """Whether a mark can be told by itself, without what stands before it."""
+    return bool(_wording(mark, messages, None)) and _told_from(mark, messages) == mark.span.start
 
 
 # "My name is John and I live in Berlin": when he moves his name stays.

@@ -110,8 +110,8 @@ class Said:
 def remember(engine: Engine, said: Said) -> Added:
     """``add(infer=True)``: record the episode, then finish it. Raises GeneratorError with the pending episode's id."""
     now = engine.clock()
-    due_at = now + store_queue.CLAIM_S * 1_000_000
-    [episode_id] = engine.store.record_episodes([_incoming(engine, said)], now, due_at=due_at)
+    coming = _incoming(engine, said)
+    [episode_id] = engine.store.record_episodes([coming], now, due_at=store_queue.claimed(now))
     assert episode_id is not None
     return finish(engine, episode_id)
 

@@ -309,7 +309,7 @@ class Memory(Surface):
     def _standing_by(self) -> Worker | None:
         return self._worker
 
-    def _wake(self) -> Worker | None:
+    def _stand_by(self) -> Worker | None:
         if self._worker_options is None or self._engine.store.db.read_only:
             return None
         with self._worker_lock:
@@ -318,8 +318,7 @@ class Memory(Surface):
                 erase = partial(self._erase_forgotten, None) if self._erases else None
                 self._worker = Worker(self._engine, self._worker_options, erase)
             self._worker.start()
-        self._worker.wake()
-        return self._worker
+            return self._worker
 
 
 class BoundMemory(Surface):
@@ -373,9 +372,9 @@ class BoundMemory(Surface):
     def _check_open(self) -> None:
         self._memory._check_open()
 
-    def _wake(self) -> Worker | None:
+    def _stand_by(self) -> Worker | None:
         """The Memory's; a read-only handle starts none."""
-        return self._memory._wake() if self._may_write else self._memory._standing_by()
+        return self._memory._stand_by() if self._may_write else self._memory._standing_by()
 
     def _standing_by(self) -> Worker | None:
         return self._memory._standing_by()

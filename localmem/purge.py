@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from localmem import __version__, files, store_purge
+from localmem import __version__, files, store_purge, store_queue
 from localmem.dates import to_iso
 from localmem.db import raw_file
 from localmem.errors import LocalmemError, StorageError
@@ -123,6 +123,7 @@ def _delete(store: Store, selection: Selection, now: Instant) -> tuple[str | Non
                 owner=None if selection.scope is None else selection.scope.owner,
                 detail={"what": selection.kind, "rows": counts, GONE: ranges(gone)},
             )
+            unread = store_queue.queue(tx, selection.scope)
             detail = {
                 "what": selection.kind,
                 "scope": _named(trail, selection.scope),
@@ -130,7 +131,8 @@ def _delete(store: Store, selection: Selection, now: Instant) -> tuple[str | Non
                 "counts": counts,
                 "logical": {"ok": True, "terms_read": terms},
                 "sampled_from": of,
-                "pending_episodes": store_purge.waiting(tx, selection.scope),
+                # a request to forget that is not read yet may mean what stays
+                "pending_episodes": unread.waiting + unread.set_aside,
                 "entry": trail.head.seq,
             }
             store_purge.note(tx, purge_id, now, detail, secret)

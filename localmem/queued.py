@@ -61,7 +61,7 @@ class Queued(Handle):
             done = store_all_verbatim(self._engine, said, progress or _unheard, once=once) if said else []
             told = [shapes.change_dict(change) for added in done if added for change in added.changes]
             return Results(results=told, episodes=[added and added.episode_id for added in done], status="done")
-        worker = self._wake()  # first: what keeps it from standing by is told before anything is recorded
+        worker = self._stand_by()  # first: what keeps it from that is told before anything is recorded
         found = enqueue(self._engine, said, chars_max=EAGER_CHARS, once=once) if said else []
         if worker is not None:
             worker.wake()
@@ -78,7 +78,7 @@ class Queued(Handle):
         if timeout is not None and (isinstance(timeout, bool) or not isinstance(timeout, int | float) or timeout < 0):
             raise InvalidInputError(f"timeout must be seconds from 0 on, or None, not {timeout!r:.40}")
         began, pulse, moved = time.monotonic(), None, time.monotonic()
-        worker = self._wake()
+        worker = self._stand_by()
         if worker is not None:
             worker.hurry()
         with self._engine.store.snapshot() as tx:
@@ -152,8 +152,10 @@ class Queued(Handle):
             raise ScopeError("this handle is read-only")
         if self._engine.store.db.read_only:
             raise ReadOnlyError(f"{self._engine.store.db.path} is read-only: nothing can be written of what is read")
-        if self._wake() is None:
+        worker = self._stand_by()
+        if worker is None:
             raise ConflictError("this Memory was opened with worker=False; open it without, or run `localmem worker`")
+        worker.wake()
 
     def pause_worker(self) -> None:
         """Let nothing more be read, in whichever process, after the episode that is under way. Kept in the file."""
@@ -162,17 +164,19 @@ class Queued(Handle):
     def resume_worker(self) -> None:
         """Let the worker go on."""
         self._set_paused(False)
-        self._wake()
+        worker = self._stand_by()
+        if worker is not None:
+            worker.wake()
 
     # ---------------------------------------------------------------- inside
 
     @abstractmethod
-    def _wake(self) -> Worker | None:
-        """This process's worker, standing by and told to look at once; None where it takes no part."""
+    def _stand_by(self) -> Worker | None:
+        """This process's worker, standing by from now on; None where it takes no part."""
 
     def _enqueue(self, said: Said) -> Results:
         """``add(wait=False)``."""
-        worker = self._wake()  # as in add_many
+        worker = self._stand_by()  # as in add_many
         [episode_id] = enqueue(self._engine, [said], chars_max=EAGER_CHARS)
         if worker is not None:
             worker.wake()

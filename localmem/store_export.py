@@ -7,18 +7,17 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from localmem.dates import to_iso
+from localmem.store_pools import scope_ids, within
 
 if TYPE_CHECKING:
     from localmem.db import Tx
     from localmem.types import Instant, Scope
 
-_WITHIN = "(?1 is null or {0}.user_id = ?1) and (?2 is null or {0}.agent_id = ?2) and (?3 is null or {0}.run_id = ?3)"
-
 
 def export(tx: Tx, scope: Scope) -> Iterator[dict[str, Any]]:
     """Records of kind "memory" (with every version and what it was said in), "episode" (with its messages), and
     "decision", each kind in the order of recording. Times are ISO 8601."""
-    ids = (scope.user_id, scope.agent_id, scope.run_id)
+    ids = scope_ids(scope)
     yield from _memories(tx, ids)
     yield from _episodes(tx, ids)
     yield from _decisions(tx, ids)
@@ -27,7 +26,7 @@ def export(tx: Tx, scope: Scope) -> Iterator[dict[str, Any]]:
 def _memories(tx: Tx, ids: tuple[str | None, ...]) -> Iterator[dict[str, Any]]:
     rows = tx.execute(
         "select id, user_id, agent_id, run_id, kind, actor, metadata, created_at, expires_at, deleted_at, "
-        f"delete_reason from memory m where {_WITHIN.format('m')} order by seq",
+        f"delete_reason from memory m where {within('m')} order by seq",
         ids,
     ).fetchall()
     for memory_id, user, agent, run, kind, actor, metadata, created, expires, deleted, reason in rows:
@@ -75,7 +74,7 @@ def _versions(tx: Tx, memory_id: str) -> Iterator[dict[str, Any]]:
 def _episodes(tx: Tx, ids: tuple[str | None, ...]) -> Iterator[dict[str, Any]]:
     rows = tx.execute(
         "select id, user_id, agent_id, run_id, event_at, recorded_at, state, metadata from episode e "
-        f"where {_WITHIN.format('e')} order by seq",
+        f"where {within('e')} order by seq",
         ids,
     ).fetchall()
     for episode_id, user, agent, run, event_at, recorded, state, metadata in rows:
@@ -112,7 +111,7 @@ def _decisions(tx: Tx, ids: tuple[str | None, ...]) -> Iterator[dict[str, Any]]:
     rows = tx.execute(
         "select d.id, d.episode_id, d.message, d.op, d.fact, d.quote, d.text, d.targets, d.confidence, d.reason, "
         "d.unsupported, d.at from decision d join episode e on e.id = d.episode_id "
-        f"where {_WITHIN.format('e')} order by d.id",
+        f"where {within('e')} order by d.id",
         ids,
     )
     for row, episode_id, message, op, fact, quote, text, targets, confidence, reason, unsupported, at in rows:

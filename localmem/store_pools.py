@@ -436,6 +436,17 @@ def matches(wanted: Scope, found: Scope) -> bool:
     return all(want is None or want == have for want, have in pairs)
 
 
+def within(alias: str = "") -> str:
+    """The same as SQL over a table of that alias with the three ids, of which ?1 to ?3 are bound: see `scope_ids`."""
+    of = f"{alias}." if alias else ""
+    return " and ".join(f"(?{i} is null or {of}{name}_id = ?{i})" for i, name in enumerate(("user", "agent", "run"), 1))
+
+
+def scope_ids(scope: Scope | None) -> tuple[str | None, str | None, str | None]:
+    """What `within` binds; None is the whole file."""
+    return (None, None, None) if scope is None else (scope.user_id, scope.agent_id, scope.run_id)
+
+
 # -------------------------------------------------------------------- long texts
 
 

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, TypeGuard
 
 from localmem.needles import NEEDLE_BYTES_MIN, RECORDS_MAX, Needles, spread, text_needles, vector_needles
 from localmem.store_apply import new_id, to_json
+from localmem.store_pools import scope_ids, within
 from localmem.types import Scope
 
 if TYPE_CHECKING:
@@ -121,7 +122,7 @@ class Selection:
         return "requested" if self.requested else "memories" if self.memories else "scope"
 
 
-_WITHIN = "(?1 is null or user_id = ?1) and (?2 is null or agent_id = ?2) and (?3 is null or run_id = ?3)"
+_WITHIN = within()
 _TEMPORARY = {  # ids of what goes, in memory
     "gone_memory": "text",
     "gone_version": "integer",
@@ -131,21 +132,13 @@ _TEMPORARY = {  # ids of what goes, in memory
 }
 
 
-def waiting(tx: Tx, scope: Scope | None) -> int:
-    """How many episodes are not read yet, whose words a request to forget in them may mean as well."""
-    ids = (None, None, None) if scope is None else (scope.user_id, scope.agent_id, scope.run_id)
-    [(count,)] = tx.execute(f"select count(*) from episode where state = 'pending' and {_WITHIN}", ids).fetchall()
-    return int(count)
-
-
 def has_requested(tx: Tx, scope: Scope | None) -> bool:
     """Whether there is anything that people asked to forget."""
-    ids = (None, None, None) if scope is None else (scope.user_id, scope.agent_id, scope.run_id)
     row = tx.execute(
         f"select 1 from memory where delete_reason = 'user_request' and {_WITHIN} union all "
         f"select 1 from episode e where {_WITHIN} and exists (select 1 from message t where t.episode_id = e.id "
         "and t.suppressed_at is not null and t.dropped_at is null) limit 1",
-        ids,
+        scope_ids(scope),
     ).fetchone()
     return row is not None
 
@@ -170,7 +163,7 @@ def select(tx: Tx, selection: Selection) -> int:
 
 def _select_scope(tx: Tx, scope: Scope) -> None:
     """Each id given must match, as in reading; ids not given are free."""
-    ids = (scope.user_id, scope.agent_id, scope.run_id)
+    ids = scope_ids(scope)
     tx.execute(f"insert into temp.gone_memory select id from memory where {_WITHIN}", ids)
     tx.execute(f"insert into temp.gone_episode select id from episode where {_WITHIN}", ids)
     tx.execute(
@@ -187,7 +180,7 @@ def _select_scope(tx: Tx, scope: Scope) -> None:
 def _select_memories(tx: Tx, selection: Selection) -> None:
     if selection.requested:
         scope = selection.scope or Scope()
-        ids = (scope.user_id, scope.agent_id, scope.run_id)
+        ids = scope_ids(scope)
         tx.execute(
             f"insert into temp.gone_memory select id from memory where delete_reason = 'user_request' and {_WITHIN}",
             ids,

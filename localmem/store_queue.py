@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from localmem import store_passages
 from localmem.store_apply import blob_of
 from localmem.store_audit import settings_of
+from localmem.store_pools import scope_ids, within
 from localmem.types import EpisodeId, Instant, Op, Scope
 
 if TYPE_CHECKING:
@@ -28,7 +29,7 @@ PAUSED = "worker_paused"  # setting
 _WAITS = "state = 'pending' and set_aside_at is null"
 # Nobody sets a due time further ahead than CLAIM_S: what seems to be due later still was set by a clock that was wrong.
 _DUE = f"(due_at <= ?1 or due_at > ?1 + {CLAIM_S * 1_000_000})"
-_WITHIN = "(?1 is null or e.user_id = ?1) and (?2 is null or e.agent_id = ?2) and (?3 is null or e.run_id = ?3)"
+_WITHIN = within("e")
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,7 +39,6 @@ class Queue:
     waiting: int
     set_aside: int
     oldest_at: Instant | None  # when the words came in that have waited longest
-    next_at: Instant | None  # when the earliest of them is due
 
 
 @dataclass(frozen=True, slots=True)
@@ -169,10 +169,14 @@ def failed(tx: Tx, episode_id: EpisodeId, error: str, now: Instant, *, blamed: b
     )
 
 
+def claimed(now: Instant) -> Instant:
+    """When an episode is due that somebody reads at once: until then no worker takes it up."""
+    return now + CLAIM_S * 1_000_000
+
+
 def claim(tx: Tx, episode_id: EpisodeId, now: Instant) -> None:
-    """Somebody reads it at once: for CLAIM_S no worker takes it up."""
-    due = now + CLAIM_S * 1_000_000
-    tx.execute("update episode set due_at = ? where id = ? and state = 'pending'", (due, episode_id))
+    """Somebody reads it at once."""
+    tx.execute("update episode set due_at = ? where id = ? and state = 'pending'", (claimed(now), episode_id))
 
 
 # -------------------------------------------------------------------- vectors that are owed
@@ -225,9 +229,9 @@ def queue(tx: Tx, scope: Scope | None, upto: int | None = None) -> Queue:
     """What waits. ``upto``: only what had come in by then, as `newest` told."""
     [row] = tx.execute(
         "select count(*) filter (where e.set_aside_at is null), count(*) filter (where e.set_aside_at is not null), "
-        "min(iif(e.set_aside_at is null, e.recorded_at, null)), min(iif(e.set_aside_at is null, e.due_at, null)) "
+        "min(iif(e.set_aside_at is null, e.recorded_at, null)) "
         f"from episode e where e.state = 'pending' and {_WITHIN} and (?4 is null or e.seq <= ?4)",
-        (*_ids(scope), upto),
+        (*scope_ids(scope), upto),
     ).fetchall()
     return Queue(*row)
 
@@ -236,7 +240,7 @@ def waiting(tx: Tx, scope: Scope, now: Instant) -> list[EpisodeId]:
     """The episodes of a scope that wait to be read, those that were set aside too, but not what an add() reads now."""
     rows = tx.execute(
         f"select e.id from episode e where e.state = 'pending' and {_WITHIN} and (e.attempts > 0 or e.due_at <= ?4)",
-        (*_ids(scope), now),
+        (*scope_ids(scope), now),
     )
     return [each for (each,) in rows]
 
@@ -247,18 +251,18 @@ def newest(tx: Tx) -> int:
     return int(seq)
 
 
-def progress(tx: Tx, episode_id: EpisodeId, within: Scope | None) -> Progress | None:
+def progress(tx: Tx, episode_id: EpisodeId, bounds: Scope | None) -> Progress | None:
     """How far an episode is; None for an unknown one, or one beyond the scope. ``ahead`` counts in the scope alone."""
     row = tx.execute(
         "select e.user_id, e.agent_id, e.run_id, e.event_at, e.attempts, e.error, e.seq, "
         "iif(e.state = 'done', 'done', iif(e.set_aside_at is null, 'waiting', 'set_aside')) "
         f"from episode e where {_WITHIN} and e.id = ?4",
-        (*_ids(within), episode_id),
+        (*scope_ids(bounds), episode_id),
     ).fetchone()
     if row is None:
         return None
     *ids, event_at, attempts, error, seq, state = row
-    ahead = queue(tx, within, seq - 1).waiting if state == "waiting" else 0
+    ahead = queue(tx, bounds, seq - 1).waiting if state == "waiting" else 0
     changes = _changes(tx, episode_id) if state == "done" else ()
     return Progress(Scope(*ids), state, event_at, attempts, error, ahead, changes)
 
@@ -281,8 +285,8 @@ def _changes(tx: Tx, episode_id: EpisodeId) -> tuple[tuple[str, str, Op], ...]:
 
 def counts(tx: Tx, scope: Scope | None) -> dict[str, int]:
     """How much a scope, or the file, holds: live memories, their versions, episodes and turns."""
-    ids = _ids(scope)
-    memory, episode = _WITHIN.replace("e.", "m."), _WITHIN
+    ids = scope_ids(scope)
+    memory, episode = within("m"), _WITHIN
     asked = {
         "memories": f"select count(*) from memory m where m.deleted_at is null and {memory}",
         "deleted": f"select count(*) from memory m where m.deleted_at is not null and {memory}",
@@ -291,7 +295,3 @@ def counts(tx: Tx, scope: Scope | None) -> dict[str, int]:
         "messages": f"select count(*) from message t join episode e on e.id = t.episode_id where {episode}",
     }
     return {name: int(tx.execute(sql, ids).fetchall()[0][0]) for name, sql in asked.items()}
-
-
-def _ids(scope: Scope | None) -> tuple[str | None, str | None, str | None]:
-    return (None, None, None) if scope is None else (scope.user_id, scope.agent_id, scope.run_id)

@@ -386,8 +386,7 @@ class Surface(Custody, Queued):
 
     def pending(self, **ids: Any) -> list[Shape]:
         """Episodes that wait for the worker or resume(), in event order, each with why and since how many attempts."""
-        given = only_ids(ids)
-        scope = self._scope(None, **given) if any(given.values()) or self._within else None
+        scope = self._scope_or_file(ids)
         with self._engine.store.snapshot() as tx:
             episodes = [store_read.episode(tx, episode_id) for episode_id in store_read.pending(tx, scope)]
         return [

@@ -20,7 +20,7 @@ from typing import Any, cast
 
 from localmem import store_queue
 from localmem.config import WorkerOptions
-from localmem.errors import ClosedError, EmbedderMismatchError, LocalmemError, MissingExtraError
+from localmem.errors import ClosedError, LocalmemError, MissingExtraError
 from localmem.ingest import UNAVAILABLE, Engine, finish, settle
 from localmem.store_queue import Lease
 from localmem.types import EpisodeId, Generator
@@ -149,7 +149,7 @@ class Worker:
                 raise Stopping
             try:
                 settle(self._engine, episode_id)
-            except (*UNAVAILABLE, EmbedderMismatchError):
+            except UNAVAILABLE:
                 raise
             except Exception:  # it must hold up no other; when it is read it fails again, and that is noted with it
                 self._unsettled.add(episode_id)
